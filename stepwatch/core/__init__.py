@@ -1,0 +1,1 @@
+"""Decisions, pure: no file system, clock, process, thread, log, YAML, image or ffmpeg in here."""
