@@ -1,0 +1,222 @@
+"""The table of codecs: data, not code.
+
+``classic`` holds the parameters of the WebUI extension Steps Animation, as published. Encoder options are opaque words here; only ``graph``
+knows that they go to ffmpeg.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """One way to call one encoder."""
+
+    encoder: str
+    options: tuple[tuple[str, str], ...]
+    pixels: str
+    """ffmpeg's name of the pixel format that the encoder is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codec:
+    """What stepwatch knows of one ``codec:`` of the policy."""
+
+    name: str
+    suffix: str
+    muxer: str
+    stream: str
+    """What a demuxer calls the stream, to recognise it again."""
+    qualities: Mapping[str, Encoding]
+    """default, classic, high, small."""
+    quality_option: str | None = None
+    """Encoder option that ``crf: N`` and ``max_size`` move; None: there is none."""
+    coarsest: int = 0
+    """Value of that option beyond which nobody wants to look; the end of the search for ``max_size``."""
+    finest: int = 0
+    even: bool = True
+    """Width and height must be even (4:2:0 and 4:2:2 planes)."""
+    video: bool = True
+    """A video with bt709 planes; False for animated images in RGB."""
+    tags: Literal["mp4", "mov", "webm", "embedded"] = "mp4"
+    """How metadata gets in: by ffmpeg into the container, or added to the finished file."""
+    muxer_options: tuple[tuple[str, str], ...] = ()
+    timescale: int | None = None
+    """Ticks a second in which the container counts; None: as many as needed."""
+    fastest: int | None = None
+    """Pictures a second that players still honour."""
+    largest: int = 16384
+    """Longest side in pixels."""
+    palette: bool = False
+    """A pass over the images first finds the colours."""
+    tolerance: float = 3.0
+    """Mean difference of 32x32 luma thumbnails (levels of 255) that the encoder's loss may cause."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+def _x264(preset: str, crf: int) -> Encoding:
+    return Encoding(encoder="libx264", options=(("preset", preset), ("crf", str(crf))), pixels="yuv420p")
+
+
+def _x265(preset: str, crf: int) -> Encoding:
+    return Encoding(
+        encoder="libx265",
+        options=(("preset", preset), ("crf", str(crf)), ("x265-params", "log-level=error")),
+        pixels="yuv420p",
+    )
+
+
+def _vp9(crf: int) -> Encoding:
+    options = (("crf", str(crf)), ("b:v", "0"), ("deadline", "realtime"), ("cpu-used", "4"))
+    return Encoding(encoder="libvpx-vp9", options=options, pixels="yuv420p")
+
+
+def _svt(crf: int) -> Encoding:
+    return Encoding(encoder="libsvtav1", options=(("preset", "10"), ("crf", str(crf))), pixels="yuv420p")
+
+
+def _aom(crf: int) -> Encoding:
+    options = (("crf", str(crf)), ("b:v", "0"), ("usage", "realtime"), ("cpu-used", "8"))
+    return Encoding(encoder="libaom-av1", options=options, pixels="yuv444p")
+
+
+def _prores(profile: int) -> Encoding:
+    options = (("profile:v", str(profile)), ("vendor", "apl0"), ("bits_per_mb", "8000"))
+    return Encoding(encoder="prores_ks", options=options, pixels="yuv422p10le")
+
+
+def _gif() -> Encoding:
+    return Encoding(encoder="gif", options=(), pixels="pal8")
+
+
+def _webp(quality: int) -> Encoding:
+    options = (("quality", str(quality)), ("compression_level", "4"), ("loop", "0"))
+    return Encoding(encoder="libwebp_anim", options=options, pixels="bgra")
+
+
+def _apng(prediction: str) -> Encoding:
+    return Encoding(encoder="apng", options=(("pred", prediction),), pixels="rgb24")
+
+
+_TABLE = (
+    Codec(
+        name="h264",
+        suffix=".mp4",
+        muxer="mp4",
+        stream="h264",
+        qualities={
+            "default": _x264("medium", 23),
+            "classic": _x264("medium", 23),
+            "high": _x264("medium", 17),
+            "small": _x264("slow", 28),
+        },
+        quality_option="crf",
+        coarsest=45,
+        finest=1,
+        muxer_options=(("movflags", "+faststart"),),
+    ),
+    Codec(
+        name="h265",
+        suffix=".mp4",
+        muxer="mp4",
+        stream="hevc",
+        qualities={
+            "default": _x265("faster", 28),
+            "classic": _x265("faster", 28),
+            "high": _x265("faster", 20),
+            "small": _x265("medium", 33),
+        },
+        quality_option="crf",
+        coarsest=48,
+        finest=1,
+        muxer_options=(("movflags", "+faststart"), ("tag:v", "hvc1")),
+    ),
+    Codec(
+        name="av1",
+        suffix=".mp4",
+        muxer="mp4",
+        stream="av1",
+        qualities={"default": _svt(38), "classic": _aom(28), "high": _svt(26), "small": _svt(48)},
+        quality_option="crf",
+        coarsest=63,
+        finest=1,
+        muxer_options=(("movflags", "+faststart"),),
+    ),
+    Codec(
+        name="vp9",
+        suffix=".webm",
+        muxer="webm",
+        stream="vp9",
+        qualities={"default": _vp9(34), "classic": _vp9(34), "high": _vp9(22), "small": _vp9(44)},
+        quality_option="crf",
+        coarsest=63,
+        finest=1,
+        tags="webm",
+        timescale=1000,
+    ),
+    Codec(
+        name="prores",
+        suffix=".mov",
+        muxer="mov",
+        stream="prores",
+        qualities={"default": _prores(3), "classic": _prores(3), "high": _prores(3), "small": _prores(1)},
+        tags="mov",
+        muxer_options=(("movflags", "+faststart"),),
+        tolerance=2.0,
+    ),
+    Codec(
+        name="gif",
+        suffix=".gif",
+        muxer="gif",
+        stream="gif",
+        qualities={name: _gif() for name in ("default", "classic", "high", "small")},
+        even=False,
+        video=False,
+        tags="embedded",
+        muxer_options=(("loop", "0"),),
+        timescale=100,
+        fastest=50,
+        largest=65535,
+        palette=True,
+        tolerance=6.0,
+        extra={"default": "sierra2_4a", "classic": "sierra2_4a", "high": "floyd_steinberg", "small": "bayer:bayer_scale=4"},
+    ),
+    Codec(
+        name="webp",
+        suffix=".webp",
+        muxer="webp",
+        stream="webp",
+        qualities={"default": _webp(85), "classic": _webp(85), "high": _webp(95), "small": _webp(70)},
+        quality_option="quality",
+        coarsest=4,
+        finest=100,
+        even=False,
+        video=False,
+        tags="embedded",
+        muxer_options=(("loop", "0"),),
+        timescale=1000,
+        fastest=100,
+        largest=16383,
+        # Below its better qualities libwebp leaves blocks as they were while they change slowly: the picture lags behind by some levels.
+        tolerance=6.0,
+    ),
+    Codec(
+        name="apng",
+        suffix=".apng",
+        muxer="apng",
+        stream="apng",
+        qualities={"default": _apng("mixed"), "classic": _apng("mixed"), "high": _apng("mixed"), "small": _apng("mixed")},
+        even=False,
+        video=False,
+        tags="embedded",
+        muxer_options=(("plays", "0"),),
+        largest=65535,
+        tolerance=1.0,
+    ),
+)
+
+CODECS: Mapping[str, Codec] = MappingProxyType({codec.name: codec for codec in _TABLE})

@@ -1,0 +1,296 @@
+"""From facts to a plan: what will be rendered, complete in itself, so that nothing is decided while ffmpeg runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from stepwatch.core.codecs import CODECS, Codec, Encoding
+from stepwatch.core.model import Frame, FrameFacts, Run, Survey
+from stepwatch.core.policy import OutputPolicy, Policy
+from stepwatch.core.timeline import Timeline, make_timeline
+from stepwatch.errors import ConfigError, DamagedFramesError, MissingToolError, NoFramesError
+
+SMALLEST_SIDE = 16
+"""Pixels; x265 and libaom refuse or misbehave on less, so smaller canvases are enlarged by whole factors."""
+
+RENDERER = 1
+"""Raised whenever the same plan would give another animation, so that old outputs are not taken for the new one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputPlan:
+    """One output: everything its ffmpeg needs, and everything that will be checked of the file."""
+
+    codec: Codec
+    encoding: Encoding
+    quality: str
+    """As the policy says it: a word, or ``crf: N``."""
+    fps: Fraction
+    timeline: Timeline
+    """At this output's own rate, which its container may have lowered."""
+    width: int
+    height: int
+    variable: bool
+    """One encoded picture for each fed image with its true time, instead of pictures at a constant rate."""
+    max_size: int | None
+    template: str
+    dither: str = ""
+
+    @property
+    def coarse(self) -> bool:
+        """Whether the encode may be worse than the qualities that stepwatch itself offers."""
+        return self.encoding not in self.codec.qualities.values()
+
+    @property
+    def pictures(self) -> int:
+        """Encoded pictures in the file."""
+        if self.variable:
+            return self.timeline.feed_count
+        return self.timeline.total if self.codec.video else self.timeline.pictures
+
+    @property
+    def duration(self) -> Fraction:
+        return self.timeline.duration
+
+    def starts(self) -> tuple[Fraction, ...]:
+        """Seconds at which each encoded picture starts."""
+        timeline = self.timeline
+        if self.variable:
+            return tuple(timeline.starts())
+        if self.codec.video:
+            return tuple(number / timeline.fps for number in range(timeline.total))
+        return (Fraction(0), *((timeline.head + number) / timeline.fps for number in range(1, timeline.pictures)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderPlan:
+    """What one run becomes."""
+
+    run: Run
+    frames: tuple[Frame, ...]
+    """Chosen frames, in the run's order; the timeline's images are indices into them."""
+    canvas: tuple[int, int]
+    """Width and height in pixels that every frame is brought to."""
+    fit: str
+    scale: int
+    """The sidecar's enlargement of its frames."""
+    outputs: tuple[OutputPlan, ...]
+    damaged: tuple[tuple[Frame, str], ...]
+    """Frames that cannot be used, each with why."""
+    skipped: tuple[Frame, ...]
+    """Frames left out by skip_first, skip_last and every."""
+    incomplete: bool
+    reason: str
+    """One sentence: why it is rendered, and as what."""
+    policy: Policy
+
+    @property
+    def timeline(self) -> Timeline:
+        return self.outputs[0].timeline
+
+    @property
+    def unshown(self) -> tuple[Frame, ...]:
+        """Chosen frames that at least one output does not show."""
+        shown = frozenset.intersection(*(output.timeline.shown() for output in self.outputs))
+        return tuple(frame for index, frame in enumerate(self.frames) if index not in shown)
+
+
+def plan_render(
+    run: Run, survey: Survey, policy: Policy, *, encoders: frozenset[str], damaged: Mapping[str, str] | None = None, longest: Fraction | None = None
+) -> RenderPlan:
+    """Decide what *run* becomes.
+
+    *encoders* is what this ffmpeg has; *damaged* maps names of frames that an earlier pass could not decode to the reason; *longest*, seconds,
+    bounds what an untrusted ``fps_in`` may ask for.
+    Raises NoFramesError, DamagedFramesError (policy ``damaged: fail``), MissingToolError, ConfigError.
+    """
+    known_bad = damaged or {}
+    good: list[FrameFacts] = []
+    bad: list[tuple[Frame, str]] = []
+    for facts in survey.facts:
+        problem = known_bad.get(facts.frame.name) or facts.problem
+        if problem:
+            bad.append((facts.frame, problem))
+        else:
+            good.append(facts)
+    if bad and policy.frames.damaged == "fail":
+        named = "; ".join(f"{frame.name}: {problem}" for frame, problem in bad[:5])
+        raise DamagedFramesError(
+            f"{len(bad)} of {len(survey.facts)} frames cannot be decoded ({named})",
+            hint="the policy says `frames.damaged: fail`; with `skip` the others are rendered",
+        )
+    if not good:
+        why = f": {bad[0][0].name}: {bad[0][1]}" if bad else ""
+        raise NoFramesError(f"run {run.name} has no frame that can be read{why}")
+    chosen, skipped = choose(good, skip_first=policy.frames.skip_first, skip_last=policy.frames.skip_last, every=policy.frames.every)
+    if not chosen:
+        raise NoFramesError(
+            f"run {run.name} has {len(good)} frames and the policy leaves all of them out",
+            hint="lower frames.skip_first or frames.skip_last",
+        )
+    scale = run.sidecar.scale if run.sidecar else 1
+    canvas = canvas_for(chosen, policy, scale=scale)
+    outputs = tuple(plan_output(output, policy, len(chosen), canvas, encoders, longest=longest) for output in policy.outputs)
+    return RenderPlan(
+        run=run,
+        frames=tuple(facts.frame for facts in chosen),
+        canvas=canvas,
+        fit=policy.size.fit,
+        scale=scale,
+        outputs=outputs,
+        damaged=tuple(bad),
+        skipped=tuple(facts.frame for facts in skipped),
+        incomplete=not run.complete,
+        reason=_reason(run, len(chosen)),
+        policy=policy,
+    )
+
+
+def _reason(run: Run, count: int) -> str:
+    said = f"its sidecar says {run.sidecar.state.value}" if run.sidecar else "no sidecar says whether it is complete"
+    return f"{count} frames are rendered; {said}"
+
+
+def choose(frames: Sequence[FrameFacts], *, skip_first: int, skip_last: int, every: int) -> tuple[list[FrameFacts], list[FrameFacts]]:
+    """Split *frames* into those shown and those left out; with *every* the last one that remains always stays, for it is the picture."""
+    end = max(len(frames) - skip_last, 0)
+    wanted = set(range(skip_first, end, every))
+    if skip_first < end:
+        wanted.add(end - 1)
+    chosen = [facts for index, facts in enumerate(frames) if index in wanted]
+    return chosen, [facts for index, facts in enumerate(frames) if index not in wanted]
+
+
+def canvas_for(frames: Sequence[FrameFacts], policy: Policy, *, scale: int = 1) -> tuple[int, int]:
+    """The size in pixels that all *frames* are brought to."""
+    if policy.size.match == "last":
+        reference = frames[-1]
+    elif policy.size.match == "first":
+        reference = frames[0]
+    else:
+        reference = max(frames, key=lambda facts: (facts.width * facts.height, facts.frame.step))
+    width, height = reference.width * scale, reference.height * scale
+    wish = policy.size.scale
+    if wish:
+        if "x" in str(wish):
+            across, _, down = str(wish).partition("x")
+            return int(across), int(down)
+        factor = Fraction(int(wish), max(width, height))
+        width, height = max(1, round(width * factor)), max(1, round(height * factor))
+    return width, height
+
+
+def plan_output(
+    output: OutputPolicy, policy: Policy, count: int, canvas: tuple[int, int], encoders: frozenset[str], *, longest: Fraction | None = None
+) -> OutputPlan:
+    """Decide one output for *count* images."""
+    codec = CODECS[output.codec]
+    encoding, quality = encoding_for(codec, output.quality)
+    if encoding.encoder not in encoders:
+        there = sorted(name for name, other in CODECS.items() if any(choice.encoder in encoders for choice in other.qualities.values()))
+        raise MissingToolError(
+            f"this ffmpeg has no encoder {encoding.encoder}, which codec {codec.name} needs; it can make {', '.join(there) or 'none of ours'}",
+            hint="choose one of those codecs, or another ffmpeg (`stepwatch doctor` shows what each can do)",
+        )
+    fps = policy.timeline.fps
+    if codec.fastest is not None:
+        fps = min(fps, Fraction(codec.fastest))
+    fps_in = policy.timeline.fps_in
+    if fps_in is not None and longest is not None:
+        fps_in = max(fps_in, 2 * count / longest)
+    timeline = make_timeline(
+        count,
+        duration=policy.timeline.duration,
+        fps=fps,
+        fps_in=fps_in,
+        interpolation=policy.timeline.interpolation,
+        hold_first=policy.timeline.hold_first,
+        hold_last=policy.timeline.hold_last,
+        direction=policy.timeline.direction,
+    )
+    still = timeline.positions == 1 and not codec.video
+    width, height = output_size(canvas, codec)
+    return OutputPlan(
+        codec=codec,
+        encoding=encoding,
+        quality=quality,
+        fps=fps,
+        timeline=timeline,
+        width=width,
+        height=height,
+        variable=still or (timeline.interpolation == "none" and not output.constant_rate),
+        max_size=output.max_size,
+        template=output.name,
+        dither=codec.extra.get(quality, ""),
+    )
+
+
+def output_size(canvas: tuple[int, int], codec: Codec) -> tuple[int, int]:
+    """The size of one output: the canvas, shrunk to what the codec can hold and rounded up to even sides where its planes need that."""
+    width, height = canvas
+    longest = max(width, height)
+    if longest > codec.largest:
+        width, height = max(1, width * codec.largest // longest), max(1, height * codec.largest // longest)
+    shortest = min(width, height)
+    if codec.video and shortest < SMALLEST_SIDE:
+        factor = -(-SMALLEST_SIDE // shortest)
+        width, height = width * factor, height * factor
+    if codec.even:
+        width, height = width + width % 2, height + height % 2
+    return width, height
+
+
+def encoding_for(codec: Codec, quality: str | int) -> tuple[Encoding, str]:
+    """The encoder call for a policy's ``quality``, and its name for people; ConfigError where the codec has no such knob."""
+    if not isinstance(quality, int):
+        return codec.qualities[quality], quality
+    if codec.quality_option != "crf":
+        raise ConfigError(
+            (f"outputs.quality: {codec.name} has no crf (got crf: {quality}); default, classic, high or small would be right",),
+        )
+    low, high = sorted((codec.finest, codec.coarsest))
+    highest = 63 if codec.name in ("av1", "vp9") else 51
+    if not 0 <= quality <= highest:
+        raise ConfigError((f"outputs.quality: crf of {codec.name} goes from 0 to {highest} (got {quality}); {low} to {high} is useful",))
+    return with_option(codec.qualities["default"], "crf", quality), f"crf: {quality}"
+
+
+def with_option(encoding: Encoding, name: str, value: int) -> Encoding:
+    """The same encoder call with one option set to another value."""
+    return replace(encoding, options=tuple((key, str(value) if key == name else old) for key, old in encoding.options))
+
+
+def plan_digest(plan: RenderPlan, output: OutputPlan) -> str:
+    """A digest of everything that decides what *output* looks like and says; names and folders are not part of it."""
+    facts = {
+        "renderer": RENDERER,
+        "frames": [[frame.step, frame.name] for frame in plan.frames],
+        "canvas": plan.canvas,
+        "fit": plan.fit,
+        "scale": plan.scale,
+        "codec": output.codec.name,
+        "encoding": [output.encoding.encoder, output.encoding.pixels, output.encoding.options],
+        "dither": output.dither,
+        "size": [output.width, output.height],
+        "order": output.timeline.order if output.timeline.order != tuple(range(len(plan.frames))) else "forward",
+        "timing": [str(output.fps), output.timeline.interpolation, output.timeline.head, output.timeline.pictures, output.timeline.tail],
+        "variable": output.variable,
+        "max_size": output.max_size,
+        "metadata": [plan.policy.metadata.include, plan.policy.metadata.mp4, plan.policy.metadata.author],
+        "incomplete": plan.incomplete,
+    }
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def generation(frames: Sequence[Frame], digests: Mapping[str, str]) -> str:
+    """The digest of an ordered list of frames: names, sizes, contents (sha256, hexadecimal, by name)."""
+    total = hashlib.sha256()
+    for frame in frames:
+        line = f"{frame.step}\0{frame.name}\0{frame.size}\0{digests.get(frame.name, '')}\n"
+        total.update(line.encode("utf-8", "surrogateescape"))
+    return total.hexdigest()[:32]
