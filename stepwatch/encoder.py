@@ -1,0 +1,292 @@
+"""One ffmpeg process: find it, feed it, follow it, stop it.
+
+Its exit code, and everything it says of itself, is a reason to fail a render and never a reason to trust one: `verify` looks at the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from stepwatch.errors import EncodeError, EnvironmentFault, Interrupted, MissingToolError
+
+QUEUED_IMAGES = 2
+"""Images waiting for each ffmpeg: enough to keep it busy, few enough to keep memory flat."""
+KEPT_LINES = 60
+"""Lines of ffmpeg's stderr that are remembered; a flood of them is drained and forgotten."""
+LONGEST_LINE = 500
+NO_PROGRESS = 120.0
+"""Seconds without a byte taken or a picture made after which ffmpeg counts as hung."""
+PATIENCE = 3.0
+"""Seconds between asking ffmpeg to stop and killing its process group."""
+
+_ENVIRONMENT = {
+    "No space left on device": "the disk is full",
+    "Disk quota exceeded": "the disk quota is used up",
+    "Read-only file system": "the file system is read-only",
+    "Input/output error": "the disk reports an error",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What one ffmpeg binary can do."""
+
+    path: str
+    version: str
+    encoders: frozenset[str]
+    filters: frozenset[str]
+
+
+def find_ffmpeg(setting: str = "auto") -> str:
+    """The ffmpeg to use: *setting* when it is a path or a name, else STEPWATCH_FFMPEG, the bundled one, the one on PATH.
+
+    Raises MissingToolError when the one that was asked for, or every one of them, is missing.
+    """
+    wanted, asker = (setting, "the configuration") if setting != "auto" else (os.environ.get("STEPWATCH_FFMPEG", ""), "STEPWATCH_FFMPEG")
+    if wanted:
+        found = shutil.which(os.path.expanduser(wanted))
+        if found is None:
+            raise MissingToolError(
+                f"{asker} names the ffmpeg {wanted}, and there is no such program",
+                hint="correct the path, or remove the setting to use the bundled ffmpeg",
+            )
+        return found
+    try:
+        import imageio_ffmpeg
+
+        # Asking the package would also look at PATH and conda; only the binary that it ships is meant here.
+        folder = os.path.join(os.path.dirname(imageio_ffmpeg.__file__), "binaries")
+        for name in sorted(os.listdir(folder)):
+            path = os.path.join(folder, name)
+            if name.startswith("ffmpeg") and os.access(path, os.X_OK):
+                return path
+    except (ImportError, OSError):
+        pass
+    found = shutil.which("ffmpeg")
+    if found is None:
+        raise MissingToolError(
+            "no ffmpeg: STEPWATCH_FFMPEG is not set, the package imageio-ffmpeg has none for this platform, and PATH has none",
+            hint="install ffmpeg with your system's package manager, or set STEPWATCH_FFMPEG",
+        )
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def capabilities(ffmpeg: str) -> Capabilities:
+    """Ask the binary what it can do; MissingToolError when it does not run."""
+    version = _ask(ffmpeg, "-version").split("\n", 1)[0]
+    encoders = {line.split()[1] for line in _ask(ffmpeg, "-encoders").splitlines() if re.match(r"\s*[VAS][.FSXBD]{5} \S", line)}
+    filters = {line.split()[1] for line in _ask(ffmpeg, "-filters").splitlines() if "->" in line and len(line.split()) > 2}
+    matched = re.search(r"version (\S+)", version)
+    return Capabilities(
+        path=ffmpeg,
+        version=matched.group(1) if matched else version[:60],
+        encoders=frozenset(encoders - {"="}),
+        filters=frozenset(filters - {"="}),
+    )
+
+
+def _ask(ffmpeg: str, question: str) -> str:
+    try:
+        answer = subprocess.run([ffmpeg, "-hide_banner", question], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = "does not answer" if isinstance(error, subprocess.TimeoutExpired) else (error.strerror or str(error))
+        raise MissingToolError(f"{ffmpeg} cannot be run as ffmpeg: {reason}", hint="`stepwatch doctor` shows which ffmpeg is used and why") from error
+    return answer.stdout.decode("utf-8", "replace")
+
+
+class Encoder:
+    """A running ffmpeg that takes images on stdin.
+
+    ``write`` hands over one image and returns at once unless the queue is full. After the process has gone, ``write`` does nothing:
+    ``finish`` tells what happened. Use as a context manager; leaving it ends the process whatever state it is in.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        on_progress: Callable[[int, float | None], None] | None = None,
+        on_line: Callable[[str], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.argv = tuple(argv)
+        self._on_progress = on_progress
+        self._on_line = on_line
+        self._stop = stop or threading.Event()
+        self._no_progress = NO_PROGRESS
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._images: queue.Queue[bytes | None] = queue.Queue(QUEUED_IMAGES)
+        self._moved = time.monotonic()
+        self._hung = False
+        try:
+            self._process = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C in the terminal is for stepwatch; it stops ffmpeg in its own way.
+                env=_environment(),
+            )
+        except OSError as error:
+            raise MissingToolError(f"{self.argv[0]} cannot be started: {error.strerror}", hint="run `stepwatch doctor`") from error
+        self._threads = [
+            threading.Thread(target=work, name=f"ffmpeg-{work.__name__.strip('_')}", daemon=True)
+            for work in (self._write_images, self._read_progress, self._read_lines)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def stderr(self) -> str:
+        """The end of what ffmpeg said."""
+        return "\n".join(self._lines)
+
+    def write(self, image: bytes) -> None:
+        """Queue the pixels of one image (rgb24, rows from the top); waits while ffmpeg is busy. Raises Interrupted, EncodeError (hung)."""
+        while self.running:
+            try:
+                self._images.put(image, timeout=0.2)
+                return
+            except queue.Full:
+                self._check()
+
+    def finish(self) -> None:
+        """Close stdin and wait for the end; raises EncodeError or EnvironmentFault unless ffmpeg says that all went well."""
+        closed = False
+        while self.running:
+            if not closed:
+                with contextlib.suppress(queue.Full):
+                    self._images.put(None, timeout=0.2)
+                    closed = True
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(0.2)
+            self._check()
+        self._join()
+        code = self._process.returncode
+        if code:
+            self._fail(f"ffmpeg stopped with status {code}" if code > 0 else f"ffmpeg was killed by signal {-code}")
+
+    def abort(self) -> None:
+        """End the process, its whole group, and wait for its threads; harmless when it has ended by itself."""
+        if self.running:
+            self._signal(signal.SIGTERM)
+            try:
+                self._process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self._signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+                self._process.wait()
+        self._join()
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            self.abort()
+            raise Interrupted("stopped by the user")
+        if time.monotonic() - self._moved > self._no_progress:
+            self.abort()
+            raise EncodeError(
+                f"ffmpeg made no progress for {self._no_progress:.0f} s and was ended",
+                hint="run again with -v to see what it says",
+                stderr=self.stderr,
+            )
+
+    def _fail(self, what: str) -> None:
+        said = self.stderr
+        for words, meaning in _ENVIRONMENT.items():
+            if words in said:
+                raise EnvironmentFault(f"{meaning}: {what}", hint="make room or repair it, then render again: the frames are untouched")
+        last = next((line for line in reversed(self._lines) if line.strip()), "it said nothing")
+        raise EncodeError(f"{what}: {last}", hint="run again with -v to see its command and all it says", stderr=said)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, number)
+            else:
+                self._process.terminate()
+
+    def _join(self) -> None:
+        # The writer may wait for an image that never comes.
+        with contextlib.suppress(queue.Full):
+            self._images.put_nowait(None)
+        for thread in self._threads:
+            thread.join(PATIENCE)
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    pipe.close()
+
+    def _write_images(self) -> None:
+        pipe = self._process.stdin
+        assert pipe is not None
+        descriptor = pipe.fileno()
+        try:
+            while (image := self._images.get()) is not None:
+                rest = memoryview(image)
+                while rest:
+                    rest = rest[os.write(descriptor, rest[: 1 << 20]) :]
+                    self._moved = time.monotonic()
+        except OSError:
+            pass  # ffmpeg has all it wants, or is gone: `finish` tells which, and the file is judged by itself.
+        finally:
+            with contextlib.suppress(OSError):
+                pipe.close()
+            while self.running:  # Let nobody wait for a queue that is no longer read.
+                with contextlib.suppress(queue.Empty):
+                    self._images.get(timeout=0.1)
+
+    def _read_progress(self) -> None:
+        pipe = self._process.stdout
+        assert pipe is not None
+        made, seen, speed = 0, -1, None
+        for raw in pipe:
+            key, _, value = raw.decode("ascii", "replace").strip().partition("=")
+            if key == "frame" and value.isdigit():
+                made = int(value)
+            elif key == "speed":
+                with contextlib.suppress(ValueError):
+                    speed = float(value.rstrip("x"))
+            elif key == "progress":
+                if made != seen:
+                    seen, self._moved = made, time.monotonic()
+                if self._on_progress:
+                    self._on_progress(made, speed)
+
+    def _read_lines(self) -> None:
+        pipe = self._process.stderr
+        assert pipe is not None
+        while raw := pipe.readline(1 << 16):
+            line = raw.decode("utf-8", "replace").rstrip()[:LONGEST_LINE]
+            self._lines.append(line)
+            if self._on_line:
+                self._on_line(line)
+
+
+def _environment() -> dict[str, str]:
+    """What ffmpeg gets to see: no more than a program needs to start. SVT-AV1 talks by a variable of its own."""
+    kept = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP", "HOME")
+    return {name: os.environ[name] for name in kept if name in os.environ} | {"SVT_LOG": "1", "LC_ALL": "C"}

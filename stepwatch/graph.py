@@ -1,0 +1,188 @@
+"""A plan for one output, in ffmpeg's words: filters, encoder, container. The only module that imports ffmpeg-python.
+
+Pixels come in on stdin as rgb24, every image once, at a constant rate; the interpolation happens in the filter graph, on the encoder's own
+planes. Three facts about ffmpeg shape what is written here, all seen with versions 5.1 and 9.0:
+
+* ``framerate`` and ``minterpolate`` swallow the end of their input, so the last image is cloned behind it and ``-frames:v`` cuts the count.
+* ``minterpolate`` takes the first jumps of a run for scene changes and then shows no interpolation at all: ``scd=none``.
+* The last packet of a stream with true times gets a length of one tick; a bitstream filter (or the container's own option) gives it its span.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import ffmpeg
+
+from stepwatch.core.plan import OutputPlan
+from stepwatch.core.timeline import half_up
+
+TRUE_TIMES = 90000
+"""Ticks a second for pictures with true times, where the container does not dictate its own; the clock of MPEG systems."""
+
+KEYFRAME_EVERY = 25
+"""Pictures between key frames when each picture is an image of its own: seeking stays possible at three pictures a second."""
+
+DESTINATION, PALETTE = "<destination>", "<palette>"
+"""Stand for paths in the graph, because ffmpeg-python takes text in Unicode only, and the name of a folder may be any bytes."""
+
+TO_PLANES = {"out_color_matrix": "bt709", "flags": "bicubic+accurate_rnd"}
+
+
+def render_argv(
+    plan: OutputPlan,
+    *,
+    ffmpeg_path: str,
+    destination: str,
+    metadata: str | None = None,
+    palette: str | None = None,
+    apple: bool = False,
+    verbose: bool = False,
+) -> list[str]:
+    """The argument list that turns the pixels of *plan* on stdin into the file *destination*.
+
+    *metadata* is the path of an ffmetadata file, *palette* that of a gif's palette; progress comes on stdout.
+    """
+    stream = _source(plan)
+    stream = _interpolated(stream, plan)
+    stream = _timed(stream, plan)
+    if palette is not None:
+        colours = ffmpeg.input(PALETTE, protocol_whitelist="file", f="image2", pattern_type="none")
+        stream = ffmpeg.filter([stream, colours], "paletteuse", **_paletteuse(plan))
+    output = ffmpeg.output(stream, DESTINATION, **_output_options(plan, apple=apple))
+    argv = _compile(output, ffmpeg_path, files={DESTINATION: destination, PALETTE: palette or ""}, verbose=verbose)
+    if metadata is not None:
+        argv = _with_metadata(argv, metadata)
+    return argv
+
+
+def palette_argv(plan: OutputPlan, *, ffmpeg_path: str, destination: str, verbose: bool = False) -> list[str]:
+    """The argument list that finds the colours of a gif: pixels on stdin, one small PNG as *destination*."""
+    colours = 128 if plan.quality == "small" else 256
+    stream = _source(plan).filter("palettegen", max_colors=str(colours), stats_mode="full", reserve_transparent="0")
+    output = ffmpeg.output(stream, DESTINATION, f="image2", update="1", **{"frames:v": "1", "c:v": "png"})
+    return _compile(output, ffmpeg_path, files={DESTINATION: destination}, verbose=verbose)
+
+
+def _source(plan: OutputPlan) -> Any:
+    rate = plan.timeline.feed_rate
+    return ffmpeg.input(
+        "pipe:0",
+        protocol_whitelist="pipe",
+        f="rawvideo",
+        pix_fmt="rgb24",
+        s=f"{plan.width}x{plan.height}",
+        framerate=f"{rate.numerator}/{rate.denominator}",
+    )
+
+
+def _interpolated(stream: Any, plan: OutputPlan) -> Any:
+    """Bring the pixels to the encoder's planes and make the pictures between the images."""
+    timeline = plan.timeline
+    still = plan.variable or timeline.dense
+    planes = plan.encoding.pixels
+    if plan.codec.video:
+        # minterpolate knows 8-bit planes only; ten bits are added behind it.
+        between = planes.removesuffix("p10le") + "p" if planes.endswith("p10le") and timeline.interpolation == "mci" else planes
+        stream = stream.filter("scale", out_range="tv", **TO_PLANES).filter("format", between)
+    elif not still and timeline.interpolation != "none":
+        # The interpolating filters know no RGB; 4:4:4 at full range there and back costs at most one level.
+        stream = stream.filter("scale", out_range="pc", **TO_PLANES).filter("format", "yuv444p")
+    if not still:
+        rate = f"{plan.fps.numerator}/{plan.fps.denominator}"
+        if timeline.interpolation == "none":
+            # Picture k shows the image that started last: image j begins at picture ceil(j * pictures / n).
+            stream = stream.filter("tpad", stop=2, stop_mode="clone").filter("fps", fps=rate, round="up")
+        elif timeline.interpolation == "blend":
+            # The tail is held here, in images: behind `framerate` a tpad does not always see the end of the stream.
+            held = math.ceil(timeline.tail * timeline.feed_rate / timeline.fps)
+            stream = stream.filter("tpad", stop=held + 2, stop_mode="clone")
+            stream = stream.filter("framerate", fps=rate, interp_start=0, interp_end=255, flags=0)
+        else:
+            stream = stream.filter("tpad", stop=4, stop_mode="clone")
+            stream = stream.filter("minterpolate", fps=rate, mi_mode="mci", scd="none")
+    if plan.codec.video:
+        if timeline.interpolation == "mci" and planes.endswith("p10le"):
+            stream = stream.filter("format", planes)
+        return stream.filter("setparams", range="tv", color_primaries="bt709", color_trc="bt709", colorspace="bt709")
+    if not still and timeline.interpolation != "none":
+        stream = stream.filter("scale", in_color_matrix="bt709", in_range="pc", flags="bicubic+accurate_rnd")
+    return stream.filter("format", "rgb24" if plan.codec.palette else planes)
+
+
+def _timed(stream: Any, plan: OutputPlan) -> Any:
+    """Add the holds: as more pictures at a constant rate, else as longer times."""
+    timeline = plan.timeline
+    if plan.codec.video and not plan.variable:
+        if timeline.head or timeline.tail:
+            # Two more than the tail, for clones at the end may be fewer than asked; -frames:v has the last word.
+            stream = stream.filter("tpad", start=timeline.head, start_mode="clone", stop=timeline.tail + 2, stop_mode="clone")
+        return stream
+    ticks = ticks_a_second(plan)
+    step = ticks / (timeline.feed_rate if plan.variable else timeline.fps)
+    head = ticks * timeline.head / timeline.fps
+    later = f"round({head.numerator}/{head.denominator}+N*{step.numerator}/{step.denominator})"
+    stream = stream.filter("settb", f"{ticks.denominator}/{ticks.numerator}")
+    return stream.filter("setpts", f"if(eq(N,0),0,{later})")
+
+
+def ticks_a_second(plan: OutputPlan) -> Fraction:
+    """The resolution of the times in the finished file."""
+    if plan.codec.timescale:
+        return Fraction(plan.codec.timescale)
+    if plan.variable:
+        return Fraction(TRUE_TIMES if plan.codec.video else 1000)
+    return plan.fps
+
+
+def _paletteuse(plan: OutputPlan) -> dict[str, str]:
+    dither, _, scale = plan.dither.partition(":bayer_scale=")
+    return {"dither": dither, "diff_mode": "rectangle"} | ({"bayer_scale": scale} if scale else {})
+
+
+def _output_options(plan: OutputPlan, *, apple: bool) -> dict[str, str]:
+    codec, ticks = plan.codec, ticks_a_second(plan)
+    options = {"c:v": plan.encoding.encoder, "f": codec.muxer, "frames:v": str(plan.pictures), "map_metadata": "-1"}
+    options |= dict(plan.encoding.options)
+    options |= dict(codec.muxer_options)
+    starts = plan.starts()
+    last = plan.duration - starts[-1]
+    if codec.video:
+        options |= {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
+    if codec.video and not plan.variable:
+        options |= {"fps_mode": "cfr", "r": f"{plan.fps.numerator}/{plan.fps.denominator}"}
+    else:
+        options |= {"fps_mode": "passthrough", "enc_time_base": f"{ticks.denominator}/{ticks.numerator}"}
+    if codec.video and plan.variable:
+        options["g"] = str(KEYFRAME_EVERY)
+        options["bsf:v"] = f"setts=duration='if(gte(PTS,{half_up(starts[-1] * ticks)}),{half_up(last * ticks)},DURATION)'"
+        if codec.name in ("h264", "h265"):
+            options["bf"] = "0"
+        if codec.tags in ("mp4", "mov"):
+            options["video_track_timescale"] = str(ticks)
+    if codec.muxer == "gif":
+        options["final_delay"] = str(half_up(plan.duration * ticks) - half_up(starts[-1] * ticks))
+    if codec.muxer == "apng":
+        options["final_delay"] = f"{last.numerator}/{last.denominator}"
+    if codec.tags in ("mp4", "mov") and not (apple and codec.tags == "mp4"):
+        options["movflags"] = options.get("movflags", "") + "+use_metadata_tags"
+    return options
+
+
+def _compile(output: Any, ffmpeg_path: str, *, files: Mapping[str, str], verbose: bool) -> list[str]:
+    level = "info" if verbose else "error"
+    head = [ffmpeg_path, "-hide_banner", "-nostdin", "-v", level, "-xerror", "-progress", "pipe:1", "-stats_period", "0.2"]
+    compiled: Sequence[str] = ffmpeg.compile(output, cmd=head, overwrite_output=False)
+    argv = [f"file:{files[part]}" if part in files else str(part) for part in compiled]
+    return [*argv[: len(head)], "-y", *argv[len(head) :]]
+
+
+def _with_metadata(argv: list[str], metadata: str) -> list[str]:
+    """Add the ffmetadata file as the second input: ffmpeg-python keeps only inputs that give a stream."""
+    behind = argv.index("pipe:0") + 1
+    first = argv.index("-map_metadata") + 1
+    argv = [*argv[:first], "1", *argv[first + 1 :]]
+    return [*argv[:behind], "-protocol_whitelist", "file", "-f", "ffmetadata", "-i", f"file:{metadata}", *argv[behind:]]

@@ -1,0 +1,349 @@
+"""A finished file against its plan: strict decode, counts, times, and thumbnails of what was decoded.
+
+Theory of operation. ffmpeg exits with 0 for a cut file, a dropped frame, a full disk; so the file is read back twice. First its packets,
+without decoding: how many there are, when each shows, how large the picture is. Then every picture is decoded, strictly, and reduced to
+32x32 luma values. The timeline says what each should show, as a mix of two source images' thumbnails. Two things are held against that:
+
+* the mean difference, which may be no more than the encoder's loss explains (``Codec.tolerance``);
+* the direction of the difference. Project it on the line from one image to the next: 0 is where the picture belongs, 1 is a whole image
+  late, -1 one early. Loss is nearly at right angles to that line, so even images that differ by less than the loss are told apart: the
+  displacement may be ``DISPLACED`` of the way and ``SLACK`` levels on top. Neighbours closer than that are the same picture to anybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import IO
+
+from stepwatch.core.plan import OutputPlan
+from stepwatch.core.timeline import Mix
+from stepwatch.errors import Interrupted, VerifyError
+
+SIDE = 32
+"""Thumbnails are SIDE x SIDE luma values, limited range, BT.709."""
+PIXELS = SIDE * SIDE
+DISPLACED = 0.6
+"""Share of the way to a neighbouring image beyond which a picture shows the wrong moment."""
+SLACK = 0.2
+"""Levels of displacement (root mean square) that loss may cause on top; 0.08 is the most that was seen, at the small quality of h265."""
+MOTION = 0.75
+"""Motion interpolation goes its own way between two images: this share of their difference is allowed on top."""
+AMPLE_SIDE = 256
+"""Pixels; the tolerances of the codecs were measured on pictures whose shorter side has at least so many."""
+COARSE = 4.0
+"""The same for an encode that was asked to be worse than our own qualities: the square root of it for the mean difference."""
+SILENCE = 120.0
+"""Seconds without a decoded picture after which the decoder counts as hung."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What the file has proved to be."""
+
+    pictures: int
+    duration: Fraction
+    """Seconds, as the container counts."""
+    worst: float
+    """Largest mean difference of a thumbnail, levels of 255."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Packet:
+    start: Fraction
+    duration: Fraction
+
+
+def verify(
+    path: Path,
+    plan: OutputPlan,
+    thumbnails: Sequence[bytes],
+    *,
+    ffmpeg: str,
+    thumbnail: Callable[[object], bytes],
+    stop: threading.Event | None = None,
+) -> Verified:
+    """Prove that the file at *path* is the animation of *plan*.
+
+    *thumbnails* has SIDE x SIDE luma bytes for each image of the timeline, in the images' order (an image that is never fed may be empty);
+    *thumbnail* reduces a Pillow image to the same. Raises VerifyError, naming what differs.
+    """
+    if plan.codec.name == "webp":
+        return _verify_still_container(path, plan, thumbnails, thumbnail)
+    packets = _packets(path, plan, ffmpeg)
+    if plan.codec.name == "apng" and plan.pictures == 1 == len(packets):
+        # One picture makes an ordinary PNG, which says nothing of time.
+        packets = [_Packet(start=Fraction(0), duration=plan.duration)]
+    _check_times(packets, plan)
+    end = max(packet.start + packet.duration for packet in packets)
+    if plan.codec.muxer == "webm" and end < plan.duration:
+        # Older ffmpeg does not store how long the last block lasts; the length in the header, which players go by, is right.
+        end = max(end, _header_duration(path, ffmpeg, plan.duration))
+    _check_end(end, plan)
+    judge = _Judge(plan, thumbnails)
+    for number, picture in enumerate(_decoded(path, ffmpeg, stop)):
+        judge.see(number, picture)
+    judge.close()
+    return Verified(pictures=judge.seen, duration=end, worst=judge.worst)
+
+
+def _refuse(what: str) -> VerifyError:
+    return VerifyError(f"the rendered file is not what was planned: {what}", hint="nothing was published; the frames are untouched")
+
+
+def _packets(path: Path, plan: OutputPlan, ffmpeg: str) -> list[_Packet]:
+    """The packets of the file in the order of their times; VerifyError for another codec, size or an unreadable file."""
+    argv = [ffmpeg, "-hide_banner", "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file", "-i", f"file:{path}"]
+    argv += ["-map", "0", "-c", "copy", "-f", "framecrc", "-"]
+    try:
+        ran = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=600)
+    except subprocess.TimeoutExpired as error:
+        raise _refuse("its packets cannot be listed in ten minutes") from error
+    except OSError as error:
+        raise _refuse(f"{ffmpeg} cannot be started to read it: {error.strerror}") from error
+    said = ran.stderr.decode("utf-8", "replace").strip()
+    if ran.returncode or said:
+        raise _refuse(f"it cannot be read ({said[:300] or f'status {ran.returncode}'})")
+    base = Fraction(0)
+    packets: list[_Packet] = []
+    for line in ran.stdout.decode("ascii", "replace").splitlines():
+        if line.startswith("#"):
+            key, _, value = line[1:].partition(":")
+            name, _, stream = key.partition(" ")
+            value = value.strip()
+            if stream not in ("", "0"):
+                raise _refuse("it has more than one stream")
+            if name == "tb":
+                base = Fraction(value)
+            elif name == "codec_id" and value != plan.codec.stream and (value, plan.pictures) != ("png", 1):
+                raise _refuse(f"it holds {value}, not {plan.codec.stream}")
+            elif name == "dimensions" and value != f"{plan.width}x{plan.height}":
+                raise _refuse(f"its pictures are {value}, not {plan.width}x{plan.height}")
+            continue
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) >= 5:
+            packets.append(_Packet(start=int(parts[2]) * base, duration=int(parts[3]) * base))
+    packets.sort(key=operator.attrgetter("start"))
+    return packets
+
+
+def _check_times(packets: Sequence[_Packet], plan: OutputPlan) -> None:
+    if len(packets) != plan.pictures:
+        raise _refuse(f"it has {len(packets)} pictures, {plan.pictures} were planned")
+    slack = _slack(plan)
+    for number, (packet, start) in enumerate(zip(packets, plan.starts(), strict=True)):
+        if abs(packet.start - start) > slack:
+            raise _refuse(f"picture {number} shows at {float(packet.start):.4f} s instead of {float(start):.4f} s")
+
+
+def _header_duration(path: Path, ffmpeg: str, planned: Fraction) -> Fraction:
+    """The length that the container's header states: *planned* when it agrees with that to the hundredth of a second that ffmpeg prints."""
+    argv = [ffmpeg, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-i", f"file:{path}"]
+    said = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False).stderr.decode("utf-8", "replace")
+    found = re.search(r"Duration: (\d+):(\d+):(\d+\.\d+)", said)
+    if not found:
+        return Fraction(0)
+    stated = int(found[1]) * 3600 + int(found[2]) * 60 + Fraction(found[3])
+    return planned if abs(stated - planned) <= Fraction(1, 50) else stated
+
+
+def _check_end(end: Fraction, plan: OutputPlan) -> None:
+    if abs(end - plan.duration) > max(_slack(plan), Fraction(1, 500)):
+        raise _refuse(f"it lasts {float(end):.4f} s instead of {float(plan.duration):.4f} s")
+
+
+def _slack(plan: OutputPlan) -> Fraction:
+    """How far a time may be off: the container's own tick, and a little for the clocks in between."""
+    return Fraction(1, plan.codec.timescale or 1000) + Fraction(1, 10000)
+
+
+def _decoded(path: Path, ffmpeg: str, stop: threading.Event | None) -> Iterator[bytes]:
+    """Thumbnails of every picture of the file, strictly decoded, in order; VerifyError at the first fault."""
+    argv = [ffmpeg, "-hide_banner", "-nostdin", "-v", "error", "-xerror", "-err_detect", "explode", "-protocol_whitelist", "file"]
+    # Times were checked with the packets; numbers instead of them keep uneven ones from colliding in a guessed time base.
+    reduced = f"scale={SIDE}:{SIDE}:flags=area:out_color_matrix=bt709:out_range=tv,format=yuv420p,settb=1/1000,setpts=N"
+    argv += ["-i", f"file:{path}", "-map", "0:v", "-fps_mode", "passthrough", "-vf", reduced, "-enc_time_base", "1/1000"]
+    argv += ["-f", "rawvideo", "-"]
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    said: list[bytes] = []
+    listener = threading.Thread(target=_listen, args=(process.stderr, said), daemon=True)
+    listener.start()
+    watchdog = threading.Timer(SILENCE, process.kill)
+    watchdog.daemon = True
+    watchdog.start()
+    size = PIXELS + PIXELS // 2
+    try:
+        while picture := process.stdout.read(size):
+            if len(picture) < size:
+                raise _refuse("its last picture is cut short")
+            if stop is not None and stop.is_set():
+                raise Interrupted("stopped by the user")
+            watchdog.cancel()
+            watchdog = threading.Timer(SILENCE, process.kill)
+            watchdog.daemon = True
+            watchdog.start()
+            yield picture[:PIXELS]
+        code = process.wait()
+        listener.join()
+        words = b"".join(said).decode("utf-8", "replace").strip()
+        if code or words:
+            raise _refuse(f"it does not decode without an error ({words[:300] or f'status {code}'})")
+    finally:
+        watchdog.cancel()
+        with contextlib.suppress(OSError):
+            process.kill()
+        process.wait()
+        process.stdout.close()
+        listener.join()
+
+
+def _listen(pipe: IO[bytes], said: list[bytes]) -> None:
+    kept = 0
+    while part := pipe.read1(1 << 16):  # type: ignore[attr-defined]
+        if kept < 1 << 16:
+            said.append(part)
+            kept += len(part)
+    pipe.close()
+
+
+class _Judge:
+    """Holds each decoded picture against what the timeline expects at its time."""
+
+    def __init__(self, plan: OutputPlan, thumbnails: Sequence[bytes]) -> None:
+        self._plan = plan
+        self._thumbnails = thumbnails
+        self._mixes = _expected(plan)
+        # A thumbnail's value is the mean of many pixels, which hides the loss in each; of a tiny picture it is the mean of few.
+        few = max(1.0, AMPLE_SIDE / min(plan.width, plan.height)) * (COARSE if plan.coarse else 1.0)
+        self._tolerance = plan.codec.tolerance * math.sqrt(few)
+        self._slack = SLACK * few
+        self._lines: dict[tuple[int, int], tuple[list[int], float]] = {}
+        self.seen = 0
+        self.worst = 0.0
+
+    def see(self, number: int, picture: bytes) -> None:
+        mix = next(self._mixes, None)
+        if mix is None:
+            raise _refuse(f"it decodes to more than the {self._plan.pictures} pictures that were planned")
+        self.compare(number, mix, picture)
+        self.seen += 1
+
+    def close(self) -> None:
+        if self.seen != self._plan.pictures:
+            raise _refuse(f"it decodes to {self.seen} pictures, {self._plan.pictures} were planned")
+
+    def compare(self, number: int, mix: Mix, picture: bytes) -> None:
+        order = self._plan.timeline.order
+        first, second = order[mix.first], order[mix.second]
+        expected = self._mixed(first, second, mix.weight)
+        error = list(map(operator.sub, picture, expected))
+        difference = sum(map(abs, error)) / PIXELS
+        self.worst = max(self.worst, difference)
+        allowed = self._tolerance
+        if self._plan.timeline.interpolation == "mci" and not mix.pure:
+            allowed += MOTION * self._distance(first, second)
+        if difference > allowed:
+            raise _refuse(
+                f"picture {number} is not image {first + 1}"
+                + ("" if mix.pure else f" on its way to {second + 1}")
+                + f" (its thumbnail differs by {difference:.1f} levels, {allowed:.1f} are allowed)"
+            )
+        for place, other in self._neighbours(mix):
+            line, square = self._line(order[place], order[other])
+            if not square:
+                continue
+            moved = sum(map(operator.mul, error, line)) / square
+            limit = DISPLACED if self._plan.timeline.interpolation != "mci" or mix.pure else 1.0
+            if (abs(moved) - limit) * math.sqrt(square / PIXELS) > self._slack:
+                raise _refuse(
+                    f"picture {number} shows another moment: {abs(moved):.0%} of the way from image {order[place] + 1} to {order[other] + 1}"
+                )
+
+    def _neighbours(self, mix: Mix) -> Iterator[tuple[int, int]]:
+        """The lines between images on which this picture's place is measured."""
+        if not mix.pure:
+            yield mix.first, mix.second
+            return
+        if mix.first > 0:
+            yield mix.first, mix.first - 1
+        if mix.first + 1 < self._plan.timeline.positions:
+            yield mix.first, mix.first + 1
+
+    def _mixed(self, first: int, second: int, weight: Fraction) -> bytes | list[float]:
+        one = self._thumbnails[first]
+        if not weight or first == second:
+            return one
+        share = float(weight)
+        return [a + share * (b - a) for a, b in zip(one, self._thumbnails[second], strict=True)]
+
+    def _line(self, first: int, second: int) -> tuple[list[int], float]:
+        """The difference of two images and its square sum; zero where one of them is never fed."""
+        if (first, second) not in self._lines:
+            if len(self._lines) > 8:
+                self._lines.clear()
+            one, other = self._thumbnails[first], self._thumbnails[second]
+            line = list(map(operator.sub, other, one)) if one and other else []
+            self._lines[first, second] = line, float(sum(map(operator.mul, line, line)))
+        return self._lines[first, second]
+
+    def _distance(self, first: int, second: int) -> float:
+        line, _ = self._line(first, second)
+        return sum(map(abs, line)) / PIXELS
+
+
+def _expected(plan: OutputPlan) -> Iterator[Mix]:
+    """What each encoded picture shows, in order."""
+    timeline = plan.timeline
+    if plan.variable:
+        yield from timeline.feed()
+    elif plan.codec.video:
+        yield from (timeline.picture(number) for number in range(timeline.total))
+    else:
+        yield from (timeline.picture(timeline.head + number) for number in range(timeline.pictures))
+
+
+def _verify_still_container(path: Path, plan: OutputPlan, thumbnails: Sequence[bytes], thumbnail: Callable[[object], bytes]) -> Verified:
+    """The same for animated WebP, which not every ffmpeg decodes: Pillow reads it. Equal neighbours may have become one picture."""
+    from PIL import Image
+
+    slack = _slack(plan)
+    planned = list(zip(plan.starts(), _expected(plan), strict=True))
+    judge = _Judge(plan, thumbnails)
+    clock = Fraction(0)
+    shown = 0
+    try:
+        with Image.open(path, formats=("WEBP",)) as image:
+            if image.size != (plan.width, plan.height):
+                raise _refuse(f"its pictures are {image.size[0]}x{image.size[1]}, not {plan.width}x{plan.height}")
+            count = int(getattr(image, "n_frames", 1))
+            for number in range(count):
+                image.seek(number)
+                image.load()
+                lasts = Fraction(round(image.info.get("duration", 0)), 1000) if count > 1 else plan.duration
+                picture = thumbnail(image.convert("RGB"))
+                matched = 0
+                while shown < len(planned) and planned[shown][0] < clock + lasts - slack:
+                    if not matched and abs(planned[shown][0] - clock) > slack:
+                        raise _refuse(f"picture {number} shows at {float(clock):.3f} s instead of {float(planned[shown][0]):.3f} s")
+                    judge.compare(shown, planned[shown][1], picture)
+                    shown += 1
+                    matched += 1
+                if not matched:
+                    raise _refuse(f"it has a picture at {float(clock):.3f} s that was not planned")
+                clock += lasts
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise _refuse(f"it does not decode without an error ({error})") from error
+    if shown != len(planned):
+        raise _refuse(f"it shows {shown} of the {len(planned)} pictures that were planned")
+    _check_end(clock, plan)
+    return Verified(pictures=count, duration=clock, worst=judge.worst)
