@@ -1,0 +1,5 @@
+"""``python -m stepwatch`` is ``stepwatch``."""
+
+from stepwatch.cli import main
+
+main()

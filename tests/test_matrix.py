@@ -1,0 +1,423 @@
+"""Every codec with every interpolation: what is in the files, as ffmpeg's own tools and Pillow read them, without asking stepwatch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from importlib.resources import files
+from itertools import accumulate
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageSequence, ImageStat
+
+from stepwatch import config, frames, graph, visit
+from stepwatch.core.codecs import CODECS, Encoding
+from stepwatch.core.plan import OutputPlan
+from stepwatch.core.result import RunResult
+from stepwatch.core.timeline import make_timeline
+from stepwatch.encoder import capabilities
+
+SIZE = (64, 48)
+FPS = Fraction(30)
+MODES = ("none", "none at a constant rate", "blend", "mci")
+STREAM = {
+    "h264": ("h264", "yuv420p"),
+    "h265": ("hevc", "yuv420p"),
+    "av1": ("av1", "yuv420p"),
+    "vp9": ("vp9", "yuv420p"),
+    "prores": ("prores", "yuv422p10le"),
+    "gif": ("gif", "bgra"),
+    "apng": ("apng", "rgb24"),
+}
+"""What `ffmpeg -i` is to call each stream and its pixels; animated WebP is unknown to older ones, and Pillow reads it."""
+TICK = {"vp9": Fraction(1, 1000), "gif": Fraction(1, 100), "webp": Fraction(1, 1000)}
+"""Seconds: the steps in which a container counts, where they are too coarse for the pictures' times."""
+FASTEST = {"gif": 50, "webp": 100}
+PILLOW = ("gif", "webp", "apng")
+LOSS = {"h264": 4.0, "h265": 7.0, "av1": 9.0, "vp9": 5.0, "prores": 1.5, "gif": 6.0, "webp": 4.0, "apng": 0.6}
+"""Mean difference of luma (levels of 255) that may come from the encoder, for pictures as tiny and as busy as these."""
+
+
+# -- a run that looks real, and what its animation has to be
+
+
+@functools.cache
+def _finished() -> Image.Image:
+    (sample,) = (entry for entry in files("stepwatch").joinpath("data", "sample").iterdir() if entry.is_dir())
+    with sample.joinpath("00029.jpg").open("rb") as file, Image.open(file) as image:
+        return image.convert("RGB").resize((192, 288), Image.Resampling.LANCZOS)
+
+
+@functools.cache
+def scene(number: int, count: int, size: tuple[int, int] = SIZE) -> Image.Image:
+    """Image *number* of *count*: a window that wanders over a photograph, from a blur to a sharp picture, each well apart from its neighbours."""
+    left, top = number * 2 % (192 - size[0]), number * 5 % (288 - size[1])
+    window = _finished().crop((left, top, left + size[0], top + size[1]))
+    window = window.filter(ImageFilter.GaussianBlur(2.5 * (1 - (number + 1) / count)))
+    return window.point(lambda level: level * 3 // 4 + number * 7 % 64)
+
+
+def write_scenes(folder: Path, count: int, size: tuple[int, int] = SIZE) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        scene(number, count, size).save(folder / f"{number + 1:05d}.png")
+    return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What is asked of one render, and from that, by its own arithmetic, what has to come out."""
+
+    mode: str
+    count: int = 12
+    fps: Fraction = FPS
+    duration: Fraction = Fraction(1)
+    hold_first: Fraction = Fraction(0)
+    hold_last: Fraction = Fraction(0)
+    direction: str = "forward"
+    skip_first: int = 0
+    skip_last: int = 0
+    every: int = 1
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        return (
+            f"timeline.interpolation={self.mode.split()[0]}",
+            f"timeline.fps={self.fps}",
+            f"timeline.duration={float(self.duration)}s",
+            f"timeline.hold_first={float(self.hold_first)}s",
+            f"timeline.hold_last={float(self.hold_last)}s",
+            f"timeline.direction={self.direction}",
+            f"frames.skip_first={self.skip_first}",
+            f"frames.skip_last={self.skip_last}",
+            f"frames.every={self.every}",
+        )
+
+    def outputs(self, *codecs: str) -> str:
+        constant = json.dumps("constant" in self.mode)
+        return "outputs=[" + ", ".join(f"{{codec: {codec}, name: clip-{codec}, constant_rate: {constant}}}" for codec in codecs) + "]"
+
+    @property
+    def order(self) -> list[int]:
+        """The image at each place of the timeline."""
+        rest = list(range(self.count))[self.skip_first : self.count - self.skip_last]
+        chosen = rest[:: self.every]
+        if chosen[-1] != rest[-1]:
+            chosen.append(rest[-1])
+        return {"forward": chosen, "reverse": chosen[::-1], "pingpong": chosen + chosen[-2:0:-1]}[self.direction]
+
+    def rate(self, codec: str) -> Fraction:
+        return min(self.fps, Fraction(FASTEST.get(codec, 1000)))
+
+    def parts(self, codec: str) -> tuple[int, int, int]:
+        """Pictures before, in and after the moving part, each rounded half up by itself."""
+        rate = self.rate(codec)
+        head, moving, tail = (math.floor(part * rate + Fraction(1, 2)) for part in (self.hold_first, self.duration, self.hold_last))
+        return head, moving, tail
+
+    def starts(self, codec: str) -> list[Fraction]:
+        """Seconds at which each picture of the file begins."""
+        head, moving, tail = self.parts(codec)
+        rate, places = self.rate(codec), len(self.order)
+        if self.mode == "none" or (places == 1 and codec in PILLOW):
+            count = min(places, moving)
+            times = [head / rate + Fraction(number * moving, count) / rate for number in range(count)]
+        elif codec in PILLOW:
+            times = [(head + number) / rate for number in range(moving)]
+        else:
+            return [number / rate for number in range(head + moving + tail)]
+        return [Fraction(0), *times[1:]]
+
+    def length(self, codec: str) -> Fraction:
+        return sum(self.parts(codec)) / self.rate(codec)
+
+    def place(self, codec: str, time: Fraction) -> Fraction:
+        """How far the animation has come at *time*, counted in images."""
+        head, moving, _ = self.parts(codec)
+        places, number = len(self.order), math.floor(time * self.rate(codec)) - head
+        if number >= moving - 1:
+            return Fraction(places - 1)
+        place = min(Fraction(max(number, 0) * places, moving), Fraction(places - 1))
+        return Fraction(math.floor(place)) if self.mode.startswith("none") else place
+
+    def image(self, place: Fraction) -> Image.Image:
+        """The exact mix of the two images around *place*."""
+        place = min(max(place, Fraction(0)), Fraction(len(self.order) - 1))
+        first = math.floor(place)
+        one = scene(self.order[first], self.count)
+        return Image.blend(one, scene(self.order[first + 1], self.count), float(place - first)) if place > first else one
+
+
+# -- reading the files
+
+
+@dataclass(slots=True, kw_only=True)
+class Film:
+    """What is in a file."""
+
+    starts: list[Fraction]
+    end: Fraction
+    pictures: list[Image.Image]
+    stream: str = ""
+    pixels: str = ""
+    about: str = ""
+    """The whole line of `ffmpeg -i`."""
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+
+    def at(self, time: Fraction) -> Image.Image:
+        return self.pictures[max(number for number, start in enumerate(self.starts) if start <= time)]
+
+
+def read(path: Path, codec: str, ffmpeg: str) -> Film:
+    film = _by_pillow(path) if codec in PILLOW else _by_ffmpeg(path, ffmpeg)
+    film.sizes = {picture.size for picture in film.pictures}
+    if codec != "webp":
+        said = _run([ffmpeg, "-hide_banner", "-i", str(path)], check=False)[1].decode()
+        (film.about,) = (line for line in said.splitlines() if " Video: " in line)
+        about = film.about.partition(" Video: ")[2]
+        film.stream = re.split(r"[ ,]", about, maxsplit=1)[0]
+        pixels = re.search(r", ((?:yuv|bgr|rgb|pal|gray)\w*)", about)
+        film.pixels = pixels[1] if pixels else ""
+    return film
+
+
+def _run(argv: Sequence[str], *, check: bool = True, data: bytes | None = None) -> tuple[bytes, bytes]:
+    done = subprocess.run(argv, input=data, stdin=subprocess.DEVNULL if data is None else None, capture_output=True, check=False)
+    assert not check or done.returncode == 0, done.stderr.decode()
+    return done.stdout, done.stderr
+
+
+def _by_pillow(path: Path) -> Film:
+    with Image.open(path) as image:
+        lasts = []
+        pictures = []
+        for picture in ImageSequence.Iterator(image):
+            pictures.append(picture.convert("RGB"))
+            lasts.append(Fraction(picture.info.get("duration", 0)).limit_denominator(100_000) / 1000)
+    ends = list(accumulate(lasts))
+    return Film(starts=[Fraction(0), *ends[:-1]], end=ends[-1], pictures=pictures)
+
+
+def packets(path: Path, ffmpeg: str) -> list[tuple[Fraction, Fraction]]:
+    """Start and length of every packet, in the order in which they show."""
+    lines = _run([ffmpeg, "-v", "error", "-i", str(path), "-c", "copy", "-f", "framecrc", "-"])[0].decode().splitlines()
+    base = Fraction(next(line.split(":")[1].strip() for line in lines if line.startswith("#tb 0")))
+    parts = [line.split(",") for line in lines if not line.startswith("#")]
+    return sorted((int(part[2]) * base, int(part[3]) * base) for part in parts)
+
+
+def decoded(path: Path, ffmpeg: str, *, matrix: str = "bt709") -> list[Image.Image]:
+    """Every picture of a video, whatever it says of its colours taken for *matrix*, limited range."""
+    argv = [ffmpeg, "-v", "error", "-i", str(path), "-fps_mode", "passthrough"]
+    argv += ["-vf", f"scale=in_color_matrix={matrix}:in_range=tv,format=rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
+    data = _run(argv)[0]
+    pictures = []
+    while data:
+        header = re.match(rb"P6\s(\d+)\s(\d+)\s255\s", data)
+        assert header
+        width, height = int(header[1]), int(header[2])
+        end = header.end() + width * height * 3
+        pictures.append(Image.frombytes("RGB", (width, height), data[header.end() : end]))
+        data = data[end:]
+    return pictures
+
+
+def stated_length(path: Path, ffmpeg: str) -> Fraction:
+    """The length in the header, which is what players show."""
+    found = re.search(rb"Duration: (\d+):(\d+):([\d.]+)", _run([ffmpeg, "-i", str(path)], check=False)[1])
+    assert found
+    return int(found[1]) * 3600 + int(found[2]) * 60 + Fraction(found[3].decode())
+
+
+def _by_ffmpeg(path: Path, ffmpeg: str) -> Film:
+    listed = packets(path, ffmpeg)
+    end = max(start + lasts for start, lasts in listed)
+    if path.suffix == ".webm" and abs(stated_length(path, ffmpeg) - end) > Fraction(1, 100):
+        end = stated_length(path, ffmpeg)  # ffmpeg 5.1 stores how long the last block lasts in the header only.
+    return Film(starts=[start for start, _ in listed], end=end, pictures=decoded(path, ffmpeg))
+
+
+def boxes(path: Path) -> list[str]:
+    """The top-level boxes of an mp4 or mov file, in their order."""
+    data = path.read_bytes()
+    names = []
+    place = 0
+    while place < len(data):
+        size, name = struct.unpack(">I4s", data[place : place + 8])
+        names.append(name.decode("latin-1"))
+        place += struct.unpack(">Q", data[place + 8 : place + 16])[0] if size == 1 else size
+    return names
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    """Mean difference of luma."""
+    return ImageStat.Stat(ImageChops.difference(one.convert("L"), other.convert("L"))).mean[0]
+
+
+# -- rendering
+
+
+class Silent:
+    """An observer that remembers what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, run_name: str, sentence: str, *, level: str = "info") -> None:
+        self.said.append(sentence)
+
+    def progress(self, run_name: str, label: str, done: int, total: int, speed: float | None) -> None:
+        pass
+
+    def finished(self, run_name: str) -> None:
+        pass
+
+
+def render(folder: Path, ffmpeg: str, *settings: str, observer: Silent | None = None) -> RunResult:
+    [(run, resolved)] = visit.runs_below(folder, service=config.load_service(None), settings=("timeline.hold_last=0s", *settings))
+    return visit.visit(run, resolved, ffmpeg=ffmpeg, options=visit.Options(), observer=observer or Silent(), stop=threading.Event())
+
+
+def by_codec(result: RunResult) -> Mapping[str, Path]:
+    assert result.exit_code == 0, [output.error for output in result.outputs]
+    return {output.codec: Path(output.path) for output in result.outputs if output.path}
+
+
+def require(codec: str, ffmpeg: str) -> None:
+    encoder = CODECS[codec].qualities["default"].encoder
+    if encoder not in capabilities(ffmpeg).encoders:
+        pytest.skip(f"{ffmpeg} has no encoder {encoder}")
+
+
+def check(path: Path, codec: str, case: Case, ffmpeg: str) -> None:
+    """Hold a file against everything that *case* promises."""
+    film = read(path, codec, ffmpeg)
+    starts, length = case.starts(codec), case.length(codec)
+    tick = TICK.get(codec, Fraction(1, 90000))
+    if codec == "webp" and "constant" in case.mode:
+        # libwebp joins equal neighbours: as many pictures as there are different ones.
+        starts = [time for number, time in enumerate(starts) if not number or case.place(codec, time) != case.place(codec, starts[number - 1])]
+    if codec == "apng" and len(starts) == 1:
+        film.end = length  # A single picture is an ordinary PNG, which knows no time.
+    assert len(film.pictures) == len(film.starts) == len(starts)
+    assert max(abs(is_at - be_at) for is_at, be_at in zip(film.starts, starts, strict=True)) <= tick
+    if codec != "webp" or len(starts) > 1:
+        assert abs(film.end - length) <= tick
+    assert film.sizes == {SIZE}
+    if codec in STREAM:
+        assert (film.stream, film.pixels) == STREAM[codec] or (codec == "apng" and film.stream == "png" and len(starts) == 1)
+    if codec not in PILLOW:
+        assert f"{film.pixels}(tv, bt709" in film.about
+        assert "bt709/" not in film.about
+    if path.suffix in (".mp4", ".mov"):
+        assert boxes(path).index("moov") < boxes(path).index("mdat")
+    if codec == "h265":
+        assert "(hvc1 / " in film.about
+    look(film, codec, case)
+
+
+def look(film: Film, codec: str, case: Case) -> None:
+    """Find the first, the middle and the last image of the timeline at their times."""
+    head, moving, tail = case.parts(codec)
+    rate, places = case.rate(codec), len(case.order)
+    middle = math.ceil(Fraction(places // 2 * moving, places))
+    for number in (0, head, head + middle, head + moving - 1, head + moving + tail - 1):
+        # In the middle of the picture's time, where no rounding of its start reaches.
+        time = (number + Fraction(1, 2)) / rate
+        place = case.place(codec, number / rate)
+        picture = film.at(time)
+        allowed = LOSS[codec]
+        if case.mode == "mci" and place % 1 and places <= moving:
+            allowed += 0.75 * difference(case.image(Fraction(math.floor(place))), case.image(Fraction(math.ceil(place))))
+        off = difference(picture, case.image(place))
+        assert off <= allowed, f"picture {number} is {off:.1f} levels away from place {float(place):.2f}"
+        for other in (place - 1, place + 1):
+            if 0 <= other <= places - 1:
+                there = difference(picture, case.image(other))
+                assert off < there, f"picture {number} looks more like place {float(other):.2f} ({there:.1f}) than {float(place):.2f} ({off:.1f})"
+
+
+# -- the matrix
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_codec_with_every_interpolation(tmp_path: Path, each_ffmpeg: str, codec: str, mode: str) -> None:
+    """Number, times, length, size, pixels, colour tags and content are those of the timeline, whoever reads the file."""
+    require(codec, each_ffmpeg)
+    case = Case(mode=mode, hold_last=Fraction(1, 5))
+    folder = write_scenes(tmp_path / "run", case.count)
+    check(by_codec(render(folder, each_ffmpeg, *case.settings, case.outputs(codec)))[codec], codec, case, each_ffmpeg)
+
+
+VARIANTS: Mapping[str, Mapping[str, object]] = {
+    "plain": {},
+    "holds": {"hold_first": Fraction(3, 10), "hold_last": Fraction(7, 10)},
+    "reverse": {"direction": "reverse", "hold_last": Fraction(1, 4)},
+    "pingpong": {"direction": "pingpong", "hold_first": Fraction(1, 5)},
+    "chosen": {"every": 4, "skip_first": 1, "skip_last": 2},
+}
+NUMBERS = (1, 2, 3, 12, 45)
+RATES = (FPS, Fraction(30000, 1001), Fraction(24))
+
+
+def variant(name: str, mode: str, count: int, fps: Fraction = FPS) -> Case:
+    case = Case(mode=mode, count=count, fps=fps)
+    return replace(case, **({} if name == "chosen" and count < 12 else VARIANTS[name]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", NUMBERS)
+@pytest.mark.parametrize("mode", MODES)
+def test_one_image_or_more_than_there_are_pictures(tmp_path: Path, ffmpeg: str, mode: str, count: int) -> None:
+    """The length does not depend on the number of images, and first and last are there, from one image to more than fit."""
+    case = variant("holds", mode, count)
+    folder = write_scenes(tmp_path / "run", count)
+    for codec, path in by_codec(render(folder, ffmpeg, *case.settings, case.outputs("h264", "gif"))).items():
+        check(path, codec, case, ffmpeg)
+
+
+@pytest.mark.parametrize("name", ["reverse", "pingpong", "chosen"])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_order_and_choice(tmp_path: Path, each_ffmpeg: str, mode: str, name: str) -> None:
+    """Backwards, there and back, with frames left out: the count, the length and the images at their times are right."""
+    case = variant(name, mode, 12)
+    folder = write_scenes(tmp_path / "run", case.count)
+    check(by_codec(render(folder, each_ffmpeg, *case.settings, case.outputs("h264")))["h264"], "h264", case, each_ffmpeg)
+
+
+@pytest.mark.parametrize("fps", RATES[1:], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_rate(tmp_path: Path, ffmpeg: str, mode: str, fps: Fraction) -> None:
+    """Film and television rates are kept exactly, in containers with fine ticks and with coarse ones."""
+    case = variant("holds", mode, 12, fps)
+    folder = write_scenes(tmp_path / "run", case.count)
+    for codec, path in by_codec(render(folder, ffmpeg, *case.settings, case.outputs("h264", "vp9", "webp", "gif"))).items():
+        check(path, codec, case, ffmpeg)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fps", RATES, ids=str)
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("count", NUMBERS)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_whole_product(tmp_path: Path, each_ffmpeg: str, mode: str, count: int, name: str, fps: Fraction) -> None:
+    """All of the above with all of the others, every codec from one decode."""
+    case = variant(name, mode, count, fps)
+    folder = write_scenes(tmp_path / "run", count)
+    codecs = [codec for codec in CODECS if CODECS[codec].qualities["default"].encoder in capabilities(each_ffmpeg).encoders]
+    made = by_codec(render(folder, each_ffmpeg, *case.settings, case.outputs(*codecs)))
+    assert sorted(made) == sorted(codecs)
+    for codec, path in made.items():
+        check(path, codec, case, each_ffmpeg)
