@@ -290,6 +290,7 @@ def result_facts(run: Run, result: RunResult) -> dict[str, object]:
             "found": result.found,
             "shown": result.shown,
             "damaged": list(result.damaged),
+            "problems": dict(result.problems),
             "missing": list(result.missing),
             "unshown": list(result.unshown),
         },
@@ -389,9 +390,9 @@ def unpack_sample(folder: Path) -> Path:
 @cli.command()
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True)
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Decide one key of the policy, as for render.")
-@click.option("--decode", is_flag=True, help="Decode every frame instead of reading its header only.")
+@click.option("--quick", is_flag=True, help="Read headers only; a frame that is cut in its pixels then looks whole.")
 @everywhere
-def inspect(folders: tuple[str, ...], settings: tuple[str, ...], decode: bool) -> int:  # noqa: FBT001  # click calls by name
+def inspect(folders: tuple[str, ...], settings: tuple[str, ...], quick: bool) -> int:  # noqa: FBT001  # click calls by name
     """Show the runs in DIR: frames, holes, damage, policy, and what would be rendered."""
     from stepwatch import inspection
 
@@ -399,7 +400,7 @@ def inspect(folders: tuple[str, ...], settings: tuple[str, ...], decode: bool) -
     report = given.report()
     service = given.service()
     runs, failures = find_runs(folders, service=service, settings=settings)
-    views = [inspection.look(run, resolved, decode=decode, ffmpeg=service.ffmpeg) for run, resolved in runs]
+    views = [inspection.look(run, resolved, decode=not quick, ffmpeg=service.ffmpeg) for run, resolved in runs]
     for failure in failures:
         report.error(failure.error)
     if given.json:

@@ -25,12 +25,17 @@ from stepwatch.errors import EncodeError, EnvironmentFault, Interrupted, Missing
 QUEUED_IMAGES = 2
 """Images waiting for each ffmpeg: enough to keep it busy, few enough to keep memory flat."""
 KEPT_LINES = 60
-"""Lines of ffmpeg's stderr that are remembered; a flood of them is drained and forgotten."""
+"""Complaints on ffmpeg's stderr that are remembered; a flood of them is drained and forgotten."""
 LONGEST_LINE = 500
 NO_PROGRESS = 120.0
 """Seconds without a byte taken or a picture made after which ffmpeg counts as hung."""
 PATIENCE = 3.0
 """Seconds between asking ffmpeg to stop and killing its process group."""
+
+_LEVEL = re.compile(r"^((?:\[[^\]]* @ 0x[0-9a-f]+\] )*)\[(\w+)\] ")
+_COMPLAINTS = frozenset({"panic", "fatal", "error", "warning"})
+_CHATTER = frozenset({"verbose", "debug", "trace"})
+_READ = re.compile(r"Input stream #0:0 \(video\): (\d+) packets read")
 
 _ENVIRONMENT = {
     "No space left on device": "the disk is full",
@@ -131,7 +136,8 @@ class Encoder:
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._images: queue.Queue[bytes | None] = queue.Queue(QUEUED_IMAGES)
         self._moved = time.monotonic()
-        self._hung = False
+        self._given = 0
+        self._read: int | None = None
         try:
             self._process = subprocess.Popen(
                 self.argv,
@@ -162,7 +168,7 @@ class Encoder:
 
     @property
     def stderr(self) -> str:
-        """The end of what ffmpeg said."""
+        """The end of what ffmpeg complained of."""
         return "\n".join(self._lines)
 
     def write(self, image: bytes) -> None:
@@ -170,6 +176,7 @@ class Encoder:
         while self.running:
             try:
                 self._images.put(image, timeout=0.2)
+                self._given += 1
                 return
             except queue.Full:
                 self._check()
@@ -188,6 +195,13 @@ class Encoder:
             self._check()
         self._join()
         code = self._process.returncode
+        if not code and self._read is not None and self._read != self._given:
+            # The last images of a run may hardly differ; that one of them is missing would not always be seen in the file.
+            raise EncodeError(
+                f"ffmpeg read {self._read} of the {self._given} images that it was given",
+                hint="run again with -v to see all it says",
+                stderr=self.stderr,
+            )
         if code:
             self._fail(f"ffmpeg stopped with status {code}" if code > 0 else f"ffmpeg was killed by signal {-code}")
 
@@ -281,8 +295,15 @@ class Encoder:
         assert pipe is not None
         while raw := pipe.readline(1 << 16):
             line = raw.decode("utf-8", "replace").rstrip()[:LONGEST_LINE]
-            self._lines.append(line)
-            if self._on_line:
+            found = _LEVEL.match(line)
+            level = found[2] if found else "error"  # Libraries that talk past ffmpeg do so when something is wrong.
+            if found:
+                line = found[1] + line[found.end() :]
+            if counted := _READ.search(line):
+                self._read = int(counted[1])
+            if level in _COMPLAINTS:
+                self._lines.append(line)
+            if self._on_line and level not in _CHATTER:
                 self._on_line(line)
 
 

@@ -26,6 +26,9 @@ TRUE_TIMES = 90000
 KEYFRAME_EVERY = 25
 """Pictures between key frames when each picture is an image of its own: seeking stays possible at three pictures a second."""
 
+MCI_SIDE = 32
+"""Pixels; ``minterpolate`` refuses less, so smaller pictures are enlarged for it and come back afterwards."""
+
 DESTINATION, PALETTE = "<destination>", "<palette>"
 """Stand for paths in the graph, because ffmpeg-python takes text in Unicode only, and the name of a folder may be any bytes."""
 
@@ -40,7 +43,6 @@ def render_argv(
     metadata: str | None = None,
     palette: str | None = None,
     apple: bool = False,
-    verbose: bool = False,
 ) -> list[str]:
     """The argument list that turns the pixels of *plan* on stdin into the file *destination*.
 
@@ -53,18 +55,18 @@ def render_argv(
         colours = ffmpeg.input(PALETTE, protocol_whitelist="file", f="image2", pattern_type="none")
         stream = ffmpeg.filter([stream, colours], "paletteuse", **_paletteuse(plan))
     output = ffmpeg.output(stream, DESTINATION, **_output_options(plan, apple=apple))
-    argv = _compile(output, ffmpeg_path, files={DESTINATION: destination, PALETTE: palette or ""}, verbose=verbose)
+    argv = _compile(output, ffmpeg_path, files={DESTINATION: destination, PALETTE: palette or ""})
     if metadata is not None:
         argv = _with_metadata(argv, metadata)
     return argv
 
 
-def palette_argv(plan: OutputPlan, *, ffmpeg_path: str, destination: str, verbose: bool = False) -> list[str]:
+def palette_argv(plan: OutputPlan, *, ffmpeg_path: str, destination: str) -> list[str]:
     """The argument list that finds the colours of a gif: pixels on stdin, one small PNG as *destination*."""
     colours = 128 if plan.quality == "small" else 256
     stream = _source(plan).filter("palettegen", max_colors=str(colours), stats_mode="full", reserve_transparent="0")
     output = ffmpeg.output(stream, DESTINATION, f="image2", update="1", **{"frames:v": "1", "c:v": "png"})
-    return _compile(output, ffmpeg_path, files={DESTINATION: destination}, verbose=verbose)
+    return _compile(output, ffmpeg_path, files={DESTINATION: destination})
 
 
 def _source(plan: OutputPlan) -> Any:
@@ -103,7 +105,12 @@ def _interpolated(stream: Any, plan: OutputPlan) -> Any:
             stream = stream.filter("framerate", fps=rate, interp_start=0, interp_end=255, flags=0)
         else:
             stream = stream.filter("tpad", stop=4, stop_mode="clone")
+            larger = -(-MCI_SIDE // min(plan.width, plan.height))
+            if larger > 1:
+                stream = stream.filter("scale", w=plan.width * larger, h=plan.height * larger, flags="neighbor")
             stream = stream.filter("minterpolate", fps=rate, mi_mode="mci", scd="none")
+            if larger > 1:
+                stream = stream.filter("scale", w=plan.width, h=plan.height, flags="area")
     if plan.codec.video:
         if timeline.interpolation == "mci" and planes.endswith("p10le"):
             stream = stream.filter("format", planes)
@@ -172,9 +179,9 @@ def _output_options(plan: OutputPlan, *, apple: bool) -> dict[str, str]:
     return options
 
 
-def _compile(output: Any, ffmpeg_path: str, *, files: Mapping[str, str], verbose: bool) -> list[str]:
-    level = "info" if verbose else "error"
-    head = [ffmpeg_path, "-hide_banner", "-nostdin", "-v", level, "-xerror", "-progress", "pipe:1", "-stats_period", "0.2"]
+def _compile(output: Any, ffmpeg_path: str, *, files: Mapping[str, str]) -> list[str]:
+    # Everything is said, each line with its level: `encoder` keeps the complaints, and counts the images that were read.
+    head = [ffmpeg_path, "-hide_banner", "-nostdin", "-v", "level+verbose", "-xerror", "-progress", "pipe:1", "-stats_period", "0.2"]
     compiled: Sequence[str] = ffmpeg.compile(output, cmd=head, overwrite_output=False)
     argv = [f"file:{files[part]}" if part in files else str(part) for part in compiled]
     return [*argv[: len(head)], "-y", *argv[len(head) :]]

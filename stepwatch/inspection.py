@@ -41,8 +41,9 @@ class View:
     warnings: tuple[str, ...] = ()
 
     @property
-    def damaged(self) -> tuple[str, ...]:
-        return tuple(f"{facts.frame.name}: {facts.problem}" for facts in self.facts if facts.problem)
+    def problems(self) -> dict[str, str]:
+        """Why frames cannot be used, by their names."""
+        return {facts.frame.name: facts.problem for facts in self.facts if facts.problem}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -70,7 +71,8 @@ def look(run: Run, resolved: Resolved, *, decode: bool, ffmpeg: str) -> View:
     try:
         binary = encoder.find_ffmpeg(ffmpeg) if resolved.policy.create else ""
         options = visit.Options(keep=True, dry_run=True)
-        plan = visit.visit(run, resolved, ffmpeg=binary, options=options, observer=_Silence(), stop=threading.Event())
+        known = {one.frame.name: one.problem for one in facts if one.problem}
+        plan = visit.visit(run, resolved, ffmpeg=binary, options=options, observer=_Silence(), stop=threading.Event(), damaged=known)
     except StepwatchError as error:
         obstacle = error.message
     return View(
@@ -118,7 +120,7 @@ def text(view: View) -> str:
     rows: list[tuple[str, str]] = [("folder", run.key.folder), ("layout", _layout(run)), ("frames", _frames(view))]
     rows += [("missing", f"step {_numbers(run.missing)}")] if run.missing else []
     rows += [("duplicate", frame.name) for frame in run.duplicates]
-    rows += [("damaged", one) for one in view.damaged]
+    rows += [("damaged", f"{name}: {problem}") for name, problem in view.problems.items()]
     rows += [("size", f"{kind} ({count} frames)") for kind, count in view.sizes.items()]
     rows += [("note", warning) for warning in view.warnings]
     rows += [("policy", f"{choice.key}: {choice.value}   ({choice.origin})") for choice in view.choices] or [("policy", "the defaults")]
@@ -152,7 +154,7 @@ def _frames(view: View) -> str:
     if not run.frames:
         return "none"
     steps = f"steps {run.frames[0].step} to {run.frames[-1].step}" if len(run.frames) > 1 else f"step {run.frames[0].step}"
-    return f"{len(run.frames)}, {steps}" + (", all decoded" if view.decoded and not view.damaged else "")
+    return f"{len(run.frames)}, {steps}" + (", all decoded" if view.decoded and not view.problems else "")
 
 
 def _numbers(numbers: Sequence[int]) -> str:
@@ -186,7 +188,8 @@ def facts(view: View) -> dict[str, object]:
             "last": run.frames[-1].step if run.frames else None,
             "missing": list(run.missing),
             "duplicates": [frame.name for frame in run.duplicates],
-            "damaged": list(view.damaged),
+            "damaged": list(view.problems),
+            "problems": dict(view.problems),
             "decoded": view.decoded,
             "sizes": view.sizes,
         },

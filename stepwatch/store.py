@@ -466,6 +466,16 @@ def ensure_folder(path: Path) -> None:
         ) from error
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file that helps on the way to an output."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write into {printable(str(path.parent))}: {_reason(error)}", hint="make room or set `dir` to a folder that can be written"
+        ) from error
+
+
 def files_named_like(folder: Path, stem: str, suffix: str) -> list[Path]:
     """Return the regular files that ``publish`` may have given this name to: ``stem`` itself, then ``stem-1`` and so on."""
     numbered = re.compile(re.escape(stem) + r"(?:-(\d{1,6}))?" + re.escape(suffix))
@@ -595,8 +605,9 @@ def _shortened(stem: str, number: str, suffix: str, longest: int) -> str:
     mark = "-incomplete" if stem.endswith("-incomplete") else ""
     room = longest - len(f"{mark}{number}{suffix}".encode())
     text = stem.removesuffix(mark)
-    if len(text.encode()) > room:
-        text = text.encode()[: max(room, 1)].decode("utf-8", "ignore").rstrip(" .-_") or "run"
+    # Not encode(): a name that the user gave may be any bytes.
+    if len(os.fsencode(text)) > room:
+        text = os.fsdecode(os.fsencode(text)[: max(room, 1)].decode("utf-8", "ignore").encode()).rstrip(" .-_") or "run"
     return f"{text}{mark}{number}{suffix}"
 
 

@@ -5,7 +5,7 @@ Nothing is encoded again: a new block is put in and the rest copied as it is, 64
 | container | the readable text (``parameters``, else ``description``) | the other tags |
 | gif | a comment block | JSON in an application block named ``stepwatch.1`` |
 | webp | EXIF UserComment, as AUTOMATIC1111 writes it | ``prompt:`` and ``workflow:`` under Model and Make, as ComfyUI does; JSON under DocumentName |
-| apng | one iTXt chunk for each tag, under its own name | |
+| apng | one iTXt chunk for each tag, under its own name, short ones before the pixels | |
 | mp4, mov, webm | written by ffmpeg itself, from core.metadata.ffmetadata | |
 """
 
@@ -36,6 +36,9 @@ _MAX_BLOCKS = 1_000_000
 _READ_SECONDS = 30
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_EARLY = 1500
+"""Bytes of text that stand before an apng's pixels, where every reader looks; the rest comes behind them. ffmpeg tells an apng from a still
+picture by its first 2 KiB, and there it wants to see the first pixels."""
 _GIF_NAME = b"stepwatch.1"
 _DOCUMENT_NAME, _DESCRIPTION, _MAKE, _MODEL, _SOFTWARE, _DATE, _ARTIST = 0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B
 _DETAILS, _USER_COMMENT = 0x8769, 0x9286
@@ -337,14 +340,23 @@ def _tags_of_exif(data: bytes) -> dict[str, str]:
 
 
 def _embed_apng(source: BinaryIO, tags: Mapping[str, str], target: BinaryIO) -> None:
-    if [kind for kind, _, _ in _png_chunks(source)][-1:] != [b"IEND"]:
+    kind, end = b"", 0
+    for kind, position, _ in _png_chunks(source):
+        end = position - 8
+    if kind != b"IEND":
         raise _Malformed("its end mark is missing")
-    source.seek(0)
-    _copy(source, target, len(_PNG) + 25)  # the header has to stay the first chunk; ours come right behind it, before the pixels
-    for key, value in tags.items():
+    early, late = bytearray(), bytearray()
+    for key, value in sorted(tags.items(), key=lambda tag: tag[0] != "parameters"):
         if value:
             body = b"iTXt" + key.encode("latin-1", "replace")[:79] + b"\0\0\0\0\0" + value.encode("utf-8")
-            target.write(struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)))
+            chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+            (early if len(early) + len(chunk) <= _EARLY else late).extend(chunk)
+    source.seek(0)
+    header = len(_PNG) + 25  # it has to stay the first chunk
+    _copy(source, target, header)
+    target.write(early)
+    _copy(source, target, end - header)
+    target.write(late)
     _copy(source, target)
 
 
@@ -374,8 +386,6 @@ def _read_png(source: BinaryIO) -> dict[str, str]:
     tags: dict[str, str] = {}
     size = 0
     for kind, position, length in _png_chunks(source):
-        if kind == b"IDAT":
-            break
         if kind in (b"tEXt", b"zTXt", b"iTXt"):
             size += length
             if size > _MAX_TAGS:

@@ -12,7 +12,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -33,6 +33,7 @@ from stepwatch.core.result import OutputResult, RunResult
 from stepwatch.core.timeline import Mix
 from stepwatch.encoder import Encoder, capabilities
 from stepwatch.errors import (
+    ConfigError,
     EnvironmentFault,
     Interrupted,
     NoFramesError,
@@ -75,8 +76,19 @@ class Observer(Protocol):
 
 
 def runs_below(folder: Path, *, service: config.ServiceConfig, settings: Sequence[str] = ()) -> list[tuple[Run, config.Resolved]]:
-    """Every run in *folder* and below, each with its resolved policy; the runs of an ``append`` folder come as one."""
+    """Every run in *folder* and below, each with its resolved policy; the runs of an ``append`` folder come as one.
+
+    Raises ConfigError with what is wrong in all files there, not only in the first.
+    """
     folder = Path(os.path.realpath(folder))
+    try:
+        return _runs_below(folder, service=service, settings=settings)
+    except ConfigError as error:
+        complaints = (*error.complaints, *config.complaints_about(folder, service=service))
+        raise ConfigError(tuple(dict.fromkeys(complaints)), hint=error.hint) from error
+
+
+def _runs_below(folder: Path, *, service: config.ServiceConfig, settings: Sequence[str]) -> list[tuple[Run, config.Resolved]]:
     resolved_for: dict[Path, config.Resolved] = {}
     watched = config.resolve_for(folder, service=service, settings=settings).watched
 
@@ -118,22 +130,22 @@ def visit(
     options: Options,
     observer: Observer,
     stop: threading.Event,
+    damaged: Mapping[str, str] | None = None,
 ) -> RunResult:
     """Render what is there of *run*, by its policy, and tell what came of it.
 
-    A fault of the run, or of this machine, comes back in the result; only Interrupted (when *stop* is set) is raised.
+    *damaged* maps names of frames that are already known not to decode to the reason. A fault of the run, or of this machine, comes back in the result; only Interrupted (when *stop* is set) is raised.
     """
     started = time.monotonic()
     for note in (*run.notes, *resolved.warnings):
         observer.say(run.name, note, level="warning")
     visiting = _Visit(run=run, resolved=resolved, ffmpeg=ffmpeg, options=options, observer=observer, stop=stop)
+    visiting.damaged.update(damaged or {})
     try:
         result = visiting.go()
     except Interrupted:
         raise
     except StepwatchError as error:
-        if error.hint:
-            observer.say(run.name, f"hint: {error.hint}", level="debug")
         result = visiting.failed(error)
     finally:
         observer.finished(run.name)
@@ -265,7 +277,7 @@ class _Visit:
         raise RunError(f"more than {REPLANS} frames of run {self.run.name} cannot be decoded")
 
     def failed(self, error: StepwatchError) -> RunResult:
-        self.observer.say(self.run.name, error.message, level="error")
+        self.observer.say(self.run.name, error.message + (f" ({error.hint})" if error.hint else ""), level="error")
         phase = "ignored" if isinstance(error, NoFramesError) else "render-failed"
         return self._result(phase, error.message, (), exit_code=error.exit_code)
 
@@ -341,6 +353,10 @@ class _Visit:
         if self.run.missing:
             steps = ", ".join(map(str, self.run.missing[:20])) + (" ..." if len(self.run.missing) > 20 else "")
             say(name, f"no frame for step {steps}; the animation goes on without", level="warning")
+        for output in plan.outputs:
+            if max(abs(output.width - plan.canvas[0]), abs(output.height - plan.canvas[1])) > 1:
+                limits = f"from {output.codec.smallest} to {output.codec.largest} pixels a side"
+                say(name, f"{output.codec.name} is rendered at {output.width}x{output.height}, for it takes {limits}", level="warning")
         if plan.unshown:
             say(name, f"{len(plan.unshown)} of {len(plan.frames)} images are too many for the output pictures and not shown", level="warning")
 
@@ -398,12 +414,17 @@ class _Visit:
             "status": "incomplete" if plan.incomplete else "complete",
             "codec": output.codec.name,
         }
-        stem = naming.output_stem(output.template, fields, incomplete=plan.incomplete)
+
+        def stem_of(n: int) -> str:
+            # On disk a name is UTF-8; where the locale says otherwise, Python writes another text for the same bytes.
+            return os.fsdecode(naming.output_stem(output.template, fields | {"n": n}, incomplete=plan.incomplete).encode("utf-8"))
+
+        stem = stem_of(1)
         earlier: list[str] = []
         if naming.uses_field(output.template, "n"):
             while len(earlier) < MOST_COUNTED and stem not in earlier and (folder / f"{stem}{output.codec.suffix}").exists():
                 earlier.append(stem)
-                stem = naming.output_stem(output.template, fields | {"n": len(earlier) + 1}, incomplete=plan.incomplete)
+                stem = stem_of(len(earlier) + 1)
         return folder, stem, tuple(earlier)
 
     def _date(self) -> datetime:
@@ -448,14 +469,11 @@ class _Visit:
         """Encode every job into a temporary file that fits its limit; a job that fails keeps its error. Returns the source's thumbnails."""
         images = _Images(plan)
         for job in jobs:
-            store.ensure_folder(job.folder)
-            store.sweep_temporaries(job.folder, time.time())
-            if job.plan.codec.tags != "embedded":
-                job.metadata = self._temporary(job.folder, ".ffmetadata")
-                apple = job.plan.codec.tags == "mp4" and self.policy.metadata.mp4 == "apple"
-                said = metadata.apple_tags(job.tags) if apple else job.tags
-                job.metadata.write_text(metadata.ffmetadata(said), encoding="utf-8", newline="\n")
-        pending = list(jobs)
+            try:
+                self._prepare(job)
+            except RunError as error:
+                job.error = error
+        pending = [job for job in jobs if job.error is None]
         while pending:
             self._find_palettes(plan, images, [job for job in pending if job.plan.codec.palette])
             ready = [job for job in pending if job.error is None]
@@ -463,13 +481,23 @@ class _Visit:
             pending = [job for job in ready if job.error is None and self._again(job, plan)]
         return images.thumbnails
 
+    def _prepare(self, job: _Job) -> None:
+        """Make the folder and write down the metadata for ffmpeg to read."""
+        store.ensure_folder(job.folder)
+        store.sweep_temporaries(job.folder, time.time())
+        if job.plan.codec.tags != "embedded":
+            job.metadata = self._temporary(job.folder, ".ffmetadata")
+            apple = job.plan.codec.tags == "mp4" and self.policy.metadata.mp4 == "apple"
+            said = metadata.apple_tags(job.tags) if apple else job.tags
+            store.write_file(job.metadata, metadata.ffmetadata(said).encode("utf-8"))
+
     def _find_palettes(self, plan: RenderPlan, images: _Images, jobs: Sequence[_Job]) -> None:
         if not jobs:
             return
         work = []
         for job in jobs:
             job.palette = self._temporary(job.folder, ".png")
-            argv = graph.palette_argv(job.plan, ffmpeg_path=self.ffmpeg, destination=str(job.palette), verbose=self.options.verbose)
+            argv = graph.palette_argv(job.plan, ffmpeg_path=self.ffmpeg, destination=str(job.palette))
             work.append((job, argv, f"{job.label} palette"))
         self._pass(plan, images, work)
 
@@ -489,7 +517,6 @@ class _Visit:
             metadata=str(metadata_path) if metadata_path and job.plan.codec.tags != "embedded" else None,
             palette=str(palette) if palette and job.plan.codec.palette else None,
             apple=self.policy.metadata.mp4 == "apple",
-            verbose=self.options.verbose,
         )
 
     def _pass(self, plan: RenderPlan, images: _Images, work: Sequence[tuple[_Job, list[str], str]]) -> None:
@@ -570,9 +597,10 @@ class _Visit:
         if size <= limit and (job.best is None or size > job.best[0].stat().st_size):
             job.best = (job.temporary, job.plan)
         start = job.tries[0].value
-        following = (
-            next_try(job.tries, limit, start=start, coarsest=codec.coarsest, long_side=max(full)) if size > limit or len(job.tries) > 1 else None
-        )
+        following = None
+        if size > limit or len(job.tries) > 1:
+            least = Fraction(codec.smallest, min(full))
+            following = next_try(job.tries, limit, start=start, coarsest=codec.coarsest, long_side=max(full), smallest_scale=least)
         if following is None:
             if job.best is None:
                 smallest = min(one.size for one in job.tries)
@@ -664,10 +692,10 @@ class _Visit:
         for path in list(self.temporaries):
             self._remove(path)
 
-    def _progress(self, label: str, total: int):  # type: ignore[no-untyped-def]
+    def _progress(self, label: str, total: int) -> Callable[[int, float | None], None]:
         return lambda done, speed: self.observer.progress(self.run.name, label, done, total, speed)
 
-    def _line(self, label: str):  # type: ignore[no-untyped-def]
+    def _line(self, label: str) -> Callable[[str], None] | None:
         if not self.options.verbose:
             return None
         return lambda line: self.observer.say(self.run.name, f"ffmpeg ({label}): {line}", level="debug")

@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from stepwatch.encoder import find_ffmpeg
+
+# A busy machine, and Hypothesis's own first tables of Unicode in a fresh clone, take seconds that say nothing about the code.
+settings.register_profile("stepwatch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("stepwatch")
 
 
 class MakeFrame(Protocol):

@@ -631,15 +631,16 @@ def test_inspect_tells_what_is_there(stepwatch: Stepwatch, make_run: MakeRun, ff
     assert contents(run) == before
 
 
-def test_inspect_decode_finds_what_headers_hide(stepwatch: Stepwatch, make_run: MakeRun) -> None:
+def test_inspect_finds_what_headers_hide(stepwatch: Stepwatch, make_run: MakeRun) -> None:
     """A frame cut in its pixels looks whole until it is decoded."""
     run = make_run(sidecar=None)
     data = (run / "00003.png").read_bytes()
     (run / "00003.png").write_bytes(data[: len(data) * 2 // 3])
-    (headers,) = json.loads(stepwatch("inspect", run, "--json").out)["runs"]
-    (decoded,) = json.loads(stepwatch("inspect", run, "--json", "--decode").out)["runs"]
+    (headers,) = json.loads(stepwatch("inspect", run, "--json", "--quick").out)["runs"]
+    (decoded,) = json.loads(stepwatch("inspect", run, "--json").out)["runs"]
     assert headers["frames"]["decoded"] is False
-    assert [name.partition(":")[0] for name in decoded["frames"]["damaged"]] == ["00003.png"]
+    assert decoded["frames"]["damaged"] == ["00003.png"]
+    assert decoded["frames"]["problems"]["00003.png"]
     assert (decoded["guessed"], decoded["layout"], decoded["state"]) == (True, "numbered", None)
 
 

@@ -1034,20 +1034,6 @@ def test_any_service_file_is_a_configuration_or_complaints(tmp_path: Path, text:
     assert isinstance(outcome, ServiceConfig) or all(each.isprintable() for each in outcome)
 
 
-# --- patterns of a walk ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_patterns_of_a_walk_fail_for_no_folder_and_complain_once(watched: Path) -> None:
-    """A broken file answers None for all folders below it, with one set of complaints."""
-    write(watched, "frames: {pattern: numbered}")
-    patterns = config.Patterns(service=ServiceConfig(), watched=watched)
-    assert (patterns(watched), patterns(watched / "run")) == ("numbered", "numbered")
-    write(watched / "run", "frames: {pattern: '('}")
-    (watched / "run/a").mkdir()
-    assert [patterns(place) for place in (watched, watched / "run", watched / "run/a")] == ["numbered", None, None]
-    assert len(patterns.complaints) == 1
-
-
 # --- what the model says of itself ----------------------------------------------------------------------------------------------------------
 
 

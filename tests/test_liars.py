@@ -17,7 +17,9 @@ from stepwatch import config, encoder, visit
 from stepwatch.core.result import RunResult
 
 FAKE = """\
-#!{python}
+#!/bin/sh
+'''exec' '{python}' "$0" "$@" # the path of a Python may hold a space, which no shebang takes
+' '''
 import os, signal, subprocess, sys, time
 REAL, MODE, LOG = {real!r}, {mode!r}, {log!r}
 args = sys.argv[1:]

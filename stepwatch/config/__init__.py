@@ -8,16 +8,16 @@ A user's mistake ends as a ConfigError with all complaints (UsageError for ``--s
 imported by the first file that is really there: without configuration, nobody waits for them.
 """
 
-from stepwatch.config.manual import docs, facts, init_file, init_text, reference, schema, show, validate
+from stepwatch.config.manual import complaints_about, docs, facts, init_file, init_text, reference, schema, show, validate
 from stepwatch.config.reading import FILE_NAME, load_service, service_file
-from stepwatch.config.resolving import Patterns, Resolved, resolve_for, watched_folder
+from stepwatch.config.resolving import Resolved, resolve_for, watched_folder
 from stepwatch.core.policy import ServiceConfig
 
 __all__ = [
     "FILE_NAME",
-    "Patterns",
     "Resolved",
     "ServiceConfig",
+    "complaints_about",
     "docs",
     "facts",
     "init_file",

@@ -329,15 +329,22 @@ def validate(paths: Sequence[Path] = (), service: Path | None = None) -> list[st
         complaints += [f"watch {display(entry.path)}: trust: there is no user {strict_yaml.shown(name)} on this machine" for name in unknown]
     for path in paths:
         if path.is_dir():
-            folder = Path(os.path.realpath(path))
-            root, _, _ = watched_folder(folder, service=config)
-            below = (Path(place) for place, _, names in os.walk(folder) if FILE_NAME in names)
-            for place in dict.fromkeys([*folders_between(root, folder), *below]):
-                file = policy_file(place / FILE_NAME)
-                complaints += file.complaints if file else ()
+            complaints += complaints_about(path, service=config)
         else:
             complaints += _validate_file(path)
     return list(dict.fromkeys(complaints))
+
+
+def complaints_about(folder: Path, *, service: ServiceConfig) -> list[str]:
+    """Check every stepwatch.yaml that counts in a folder, and every one below it."""
+    folder = Path(os.path.realpath(folder))
+    root, _, _ = watched_folder(folder, service=service)
+    below = (Path(place) for place, _, names in os.walk(folder) if FILE_NAME in names)
+    complaints: list[str] = []
+    for place in dict.fromkeys([*folders_between(root, folder), *below]):
+        file = policy_file(place / FILE_NAME)
+        complaints += file.complaints if file else ()
+    return complaints
 
 
 def _validate_file(path: Path) -> Sequence[str]:

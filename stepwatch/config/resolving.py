@@ -172,7 +172,9 @@ def _output_dirs(resolution: model.Resolution, root: Path) -> tuple[Path, ...]:
     places: list[Path] = []
     for output, base in zip(resolution.policy.outputs, resolution.folders, strict=True):
         if output.dir is not None:
-            places.append(Path(os.path.normpath(os.path.join(base, output.dir))))
+            # On disk a name is UTF-8; where the locale says otherwise, Python writes another text for the same bytes.
+            written = os.fsdecode(output.dir.encode("utf-8", "surrogateescape"))
+            places.append(Path(os.path.normpath(os.path.join(base, written))))
             continue
         place = root / model.DEFAULT_DIR
         if not _real(place).is_relative_to(root):
@@ -180,25 +182,3 @@ def _output_dirs(resolution: model.Resolution, root: Path) -> tuple[Path, ...]:
             raise ConfigError((f"{says}; if that is meant, set `dir` under `outputs` in a file of yours",))
         places.append(place)
     return tuple(places)
-
-
-class Patterns:
-    """Answers ``frames.pattern`` for each folder of a walk.
-
-    A broken file answers None; its complaints are kept once in ``complaints``, however many folders lie below it, and ``resolve_for`` raises
-    them for any run that it concerns.
-    """
-
-    def __init__(self, *, service: ServiceConfig, settings: Sequence[str] = (), watched: Path | None = None) -> None:
-        self._service = service
-        self._settings = tuple(settings)
-        self._watched = watched
-        self.complaints: dict[str, None] = {}
-
-    def __call__(self, folder: Path) -> str | None:
-        """Say which pattern counts in this folder."""
-        try:
-            return resolve_for(folder, service=self._service, settings=self._settings, watched=self._watched).policy.frames.pattern
-        except ConfigError as error:
-            self.complaints |= dict.fromkeys(error.complaints)
-            return None

@@ -51,6 +51,8 @@ class Codec:
     """Pictures a second that players still honour."""
     largest: int = 16384
     """Longest side in pixels."""
+    smallest: int = 1
+    """Shortest side in pixels that its encoders take; smaller pictures are enlarged by a whole factor."""
     palette: bool = False
     """A pass over the images first finds the colours."""
     tolerance: float = 3.0
@@ -118,6 +120,7 @@ _TABLE = (
         coarsest=45,
         finest=1,
         muxer_options=(("movflags", "+faststart"),),
+        smallest=16,
     ),
     Codec(
         name="h265",
@@ -134,6 +137,7 @@ _TABLE = (
         coarsest=48,
         finest=1,
         muxer_options=(("movflags", "+faststart"), ("tag:v", "hvc1")),
+        smallest=16,
     ),
     Codec(
         name="av1",
@@ -145,6 +149,7 @@ _TABLE = (
         coarsest=63,
         finest=1,
         muxer_options=(("movflags", "+faststart"),),
+        smallest=64,  # SVT-AV1 1.4 refuses less, newer ones do not.
     ),
     Codec(
         name="vp9",
@@ -157,6 +162,7 @@ _TABLE = (
         finest=1,
         tags="webm",
         timescale=1000,
+        smallest=16,
     ),
     Codec(
         name="prores",
@@ -167,6 +173,7 @@ _TABLE = (
         tags="mov",
         muxer_options=(("movflags", "+faststart"),),
         tolerance=2.0,
+        smallest=16,
     ),
     Codec(
         name="gif",
@@ -192,7 +199,7 @@ _TABLE = (
         stream="webp",
         qualities={"default": _webp(85), "classic": _webp(85), "high": _webp(95), "small": _webp(70)},
         quality_option="quality",
-        coarsest=4,
+        coarsest=60,
         finest=100,
         even=False,
         video=False,
@@ -201,7 +208,8 @@ _TABLE = (
         timescale=1000,
         fastest=100,
         largest=16383,
-        # Below its better qualities libwebp leaves blocks as they were while they change slowly: the picture lags behind by some levels.
+        # Below its better qualities libwebp leaves blocks as they were while they change slowly: the picture lags behind by some levels, and
+        # below 60 so far that it shows another moment. To fit a size, the picture shrinks instead.
         tolerance=6.0,
     ),
     Codec(

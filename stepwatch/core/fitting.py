@@ -26,10 +26,13 @@ class Try:
     """Bytes."""
 
 
-def next_try(tries: Sequence[Try], limit: int, *, start: int | None, coarsest: int, long_side: int) -> tuple[int | None, Fraction] | None:
+def next_try(
+    tries: Sequence[Try], limit: int, *, start: int | None, coarsest: int, long_side: int, smallest_scale: Fraction = Fraction(0)
+) -> tuple[int | None, Fraction] | None:
     """The value and scale to encode with next, or None: there is nothing better to try.
 
-    The quality goes first, towards *coarsest*; the size of the picture follows only when the coarsest encode is still too large.
+    The quality goes first, towards *coarsest*; the size of the picture follows only when the coarsest encode is still too large, and no further
+    than to *smallest_scale*, below which the encoder takes no picture.
     """
     last = tries[-1]
     if len(tries) >= MOST_TRIES:
@@ -58,6 +61,6 @@ def next_try(tries: Sequence[Try], limit: int, *, start: int | None, coarsest: i
     smallest = min(one.size for one in here)
     shrink = Fraction(math.sqrt(limit / smallest) * 0.92).limit_denominator(100)
     following = scale * min(shrink, Fraction(85, 100))
-    if long_side * following < SMALLEST_LONG_SIDE:
+    if long_side * following < SMALLEST_LONG_SIDE or following < smallest_scale:
         return None
     return (coarsest if start is not None else None), following

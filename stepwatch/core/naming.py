@@ -538,7 +538,7 @@ def _safe(text: str) -> str:
     """Make one plain file name of at most `STEM_BYTES` bytes, or nothing when nothing of the text can be kept."""
     from pathvalidate import sanitize_filename
 
-    name = " ".join(sanitize_filename(_plain(text), platform="universal").split()).lstrip(" .-~")
+    name = " ".join(sanitize_filename(_plain(text), platform="universal", fs_encoding="utf-8").split()).lstrip(" .-~")
     name = name.encode("utf-8")[:STEM_BYTES].decode("utf-8", "ignore").rstrip(" .-_,+\u200d")
     # pathvalidate lets `..`, `-rf` and `CON .a` pass.
     return f"_{name}" if _RESERVED.match(name) else name

@@ -14,9 +14,6 @@ from stepwatch.core.policy import OutputPolicy, Policy
 from stepwatch.core.timeline import Timeline, make_timeline
 from stepwatch.errors import ConfigError, DamagedFramesError, MissingToolError, NoFramesError
 
-SMALLEST_SIDE = 16
-"""Pixels; x265 and libaom refuse or misbehave on less, so smaller canvases are enlarged by whole factors."""
-
 RENDERER = 1
 """Raised whenever the same plan would give another animation, so that old outputs are not taken for the new one."""
 
@@ -236,8 +233,8 @@ def output_size(canvas: tuple[int, int], codec: Codec) -> tuple[int, int]:
     if longest > codec.largest:
         width, height = max(1, width * codec.largest // longest), max(1, height * codec.largest // longest)
     shortest = min(width, height)
-    if codec.video and shortest < SMALLEST_SIDE:
-        factor = -(-SMALLEST_SIDE // shortest)
+    if shortest < codec.smallest:
+        factor = -(-codec.smallest // shortest)
         width, height = width * factor, height * factor
     if codec.even:
         width, height = width + width % 2, height + height % 2
