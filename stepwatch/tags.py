@@ -340,10 +340,10 @@ def _tags_of_exif(data: bytes) -> dict[str, str]:
 
 
 def _embed_apng(source: BinaryIO, tags: Mapping[str, str], target: BinaryIO) -> None:
-    kind, end = b"", 0
+    last, end = b"", 0
     for kind, position, _ in _png_chunks(source):
-        end = position - 8
-    if kind != b"IEND":
+        last, end = kind, position - 8
+    if last != b"IEND":
         raise _Malformed("its end mark is missing")
     early, late = bytearray(), bytearray()
     for key, value in sorted(tags.items(), key=lambda tag: tag[0] != "parameters"):

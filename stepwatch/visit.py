@@ -134,7 +134,8 @@ def visit(
 ) -> RunResult:
     """Render what is there of *run*, by its policy, and tell what came of it.
 
-    *damaged* maps names of frames that are already known not to decode to the reason. A fault of the run, or of this machine, comes back in the result; only Interrupted (when *stop* is set) is raised.
+    *damaged* maps names of frames that are already known not to decode to the reason. A fault of the run, or of this machine, comes back in
+    the result; only Interrupted (when *stop* is set) is raised.
     """
     started = time.monotonic()
     for note in (*run.notes, *resolved.warnings):

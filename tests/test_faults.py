@@ -50,8 +50,9 @@ from typing import Any, Protocol
 import pytest
 from PIL import Image, ImageChops, ImageDraw, ImageOps, ImageStat
 
-from stepwatch import cli, encoder, frames, tags, visit
+from stepwatch import cli, frames, tags, visit
 from stepwatch.core.metadata import MAX_VALUE, clean
+from stepwatch.core.model import Frame
 from tests.conftest import MakeRun, write_frame
 
 ROOT = Path(__file__).parent.parent
@@ -122,12 +123,22 @@ def told_path(path: str) -> Path:
     return Path(os.fsdecode(os.fsencode(path)))
 
 
-def judge(ended: Ended, before: Mapping[str, tuple[object, ...]], top: Path, into: Iterable[Path], *, disk: Path | None = None) -> Ended:
+def judge(
+    ended: Ended,
+    before: Mapping[str, tuple[object, ...]],
+    top: Path,
+    into: Iterable[Path],
+    *,
+    meanwhile: Iterable[Path] = (),
+    disk: Path | None = None,
+) -> Ended:
     """Fail unless nothing but finished files in the output folders has come, and stderr is fit for people.
 
-    *disk* is a folder that looks empty from here.
+    *meanwhile* are files that others have changed, *disk* is a folder that looks empty from here.
     """
-    after = contents(top)
+    others = set(map(str, meanwhile))
+    before = {path: facts for path, facts in before.items() if path not in others}
+    after = {path: facts for path, facts in contents(top).items() if path not in others}
     assert {path: facts for path, facts in after.items() if path in before} == before
     new = [Path(path) for path in after if path not in before]
     places = [Path(os.path.realpath(place)) for place in into]
@@ -149,21 +160,26 @@ def judge(ended: Ended, before: Mapping[str, tuple[object, ...]], top: Path, int
 
 
 class Render(Protocol):
-    """Run ``stepwatch render --json`` in this process and look at the disk; *into* are the folders that may get files."""
+    """Run ``stepwatch render --json`` in this process and look at the disk.
 
-    def __call__(self, *arguments: str | Path, into: Iterable[Path] | None = None, settings: Sequence[str] = ()) -> Ended: ...
+    *into* are the folders that may get files, *meanwhile* the files that the test itself changes while the program runs.
+    """
+
+    def __call__(
+        self, *arguments: str | Path, into: Iterable[Path] | None = None, settings: Sequence[str] = (), meanwhile: Iterable[Path] = ()
+    ) -> Ended: ...
 
 
 @pytest.fixture
 def render(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Render:
-    def run(*arguments: str | Path, into: Iterable[Path] | None = None, settings: Sequence[str] = ()) -> Ended:
+    def run(*arguments: str | Path, into: Iterable[Path] | None = None, settings: Sequence[str] = (), meanwhile: Iterable[Path] = ()) -> Ended:
         chosen = [word for setting in (*ONE_EACH, *settings) for word in ("--set", setting)]
         before = contents(tmp_path)
         capsys.readouterr()
         code = cli.run(["render", "--json", *chosen, "--", *map(str, arguments)])
         said = capsys.readouterr()
         places = [Path(argument) / "animation" for argument in arguments] if into is None else into
-        return judge(Ended(code=code, out=said.out, err=said.err), before, tmp_path, places)
+        return judge(Ended(code=code, out=said.out, err=said.err), before, tmp_path, places, meanwhile=meanwhile)
 
     return run
 
@@ -299,7 +315,8 @@ def test_a_damaged_frame_is_named_and_left_out(make_run: MakeRun, render: Render
     spoil(folder / name)
     ended = render(folder)
     assert ended.code == 0
-    assert ended.run["frames"] == {"found": 6, "shown": 5, "damaged": [name], "missing": [], "unshown": []}
+    told = ended.run["frames"]
+    assert (told["found"], told["shown"], told["damaged"], told["missing"]) == (6, 5, [name], [])
     assert name in ended.err
     assert reason in ended.err
     assert shows(ended, [step for step in range(1, 7) if step != place], ffmpeg)
@@ -467,17 +484,21 @@ def test_a_frame_of_a_hundred_megapixels_is_rendered(make_run: MakeRun, spawn: S
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["none", "blend"])
-def test_memory_does_not_grow_with_the_number_of_frames(make_run: MakeRun, spawn: Spawn, ffmpeg: str, tmp_path: Path, interpolation: str) -> None:
-    """Row 58: 5,000 frames take no more than 20 do, but for what is known of each: its name, facts and thumbnail."""
+def test_memory_does_not_grow_with_the_number_of_frames(spawn: Spawn, ffmpeg: str, tmp_path: Path, interpolation: str) -> None:
+    """Row 58: 5,000 frames, whose pixels are 250 MB, take far less than that more than 20 do: facts and a thumbnail of each."""
     linux_only()
     peaks = {}
     for count in (20, 5000):
-        folder = make_run(tmp_path / str(count), steps=count, size=(64, 64))
-        ended = spawn("--set", f"timeline.interpolation={interpolation}", "--set", "timeline.fps_in=25", folder, into=[folder / "animation"])
+        folder = tmp_path / str(count)
+        kinds = [write_frame(folder / f"{number:05d}.png", step=number, size=(128, 128)).read_bytes() for number in range(1, 11)]
+        for number in range(11, count + 1):
+            (folder / f"{number:05d}.png").write_bytes(kinds[number % 10])
+        settings = ("--set", f"timeline.interpolation={interpolation}", "--set", f"timeline.duration={count // 20}s")
+        ended = spawn(*settings, folder, into=[folder / "animation"])
         assert ended.code == 0, ended.err
         assert ended.run["frames"]["found"] == count
         peaks[count] = ended.peak
-    assert peaks[5000] < peaks[20] + 5000 * 8192
+    assert peaks[5000] < peaks[20] + 150_000_000
 
 
 # -- 11, 12, 13: sizes and modes
@@ -689,7 +710,7 @@ def test_any_prompt_is_kept_in_every_container(make_run: MakeRun, render: Render
         assert found["parameters"].startswith(expected), path.suffix
         assert "Seed: 7" in found["parameters"]
         assert json.loads(found["stepwatch"])["run"] == ended.run["run"]
-        assert "owned" not in found.get("title", "") or "owned" in prompt.split("\n")[0] or " | " in found["title"]
+        assert found["title"].startswith(" ".join(expected.split())[:20])
 
 
 @pytest.mark.parametrize("length", [300_000, MAX_VALUE + 1000])
@@ -795,7 +816,7 @@ def test_frames_that_change_under_a_complete_run_are_noticed(
     original = frames.decode
     seen: list[str] = []
 
-    def decode(place: str, frame: frames.Frame, *, scale: int = 1) -> frames.Decoded:
+    def decode(place: str, frame: Frame, *, scale: int = 1) -> frames.Decoded:
         seen.append(frame.name)
         if frame.name == "00003.png" and seen.count("00003.png") == 1:
             target = Path(place) / "00004.png"
@@ -807,9 +828,8 @@ def test_frames_that_change_under_a_complete_run_are_noticed(
                 write_frame(Path(place) / "00006.png", step=7)
         return original(place, frame, scale=scale)
 
-    monkeypatch.setattr(visit.frames, "decode", decode)
-    monkeypatch.setattr(sys.modules[__name__], "contents", contents_of_outputs)
-    ended = render(folder)
+    monkeypatch.setattr(frames, "decode", decode)
+    ended = render(folder, meanwhile=[folder / "00004.png", folder / "00006.png"])
     if change == "rewritten":
         assert ended.code == 1
         assert "frame 00004.png changed while it was being rendered" in ended.run["reason"]
@@ -821,11 +841,6 @@ def test_frames_that_change_under_a_complete_run_are_noticed(
     else:
         assert ended.code == 0
         assert shows(ended, range(1, 7), ffmpeg)
-
-
-def contents_of_outputs(top: Path) -> dict[str, tuple[object, ...]]:
-    """For a test that changes frames itself: only what lies in output folders."""
-    return {str(path): () for path in top.rglob("animation/*")}
 
 
 HOSTILE = [
@@ -872,7 +887,6 @@ def test_a_prompt_never_leads_out_of_the_output_folder(make_run: MakeRun, render
     assert ended.code == 0, ended.err
     assert ended.path.parent == folder / "animation"
     assert not ended.path.name.startswith((".", "-", "~"))
-    assert "__class__}" not in ended.path.name or "{0" not in ended.path.stem.replace("{0.__class__}", "")
 
 
 @pytest.mark.parametrize(
@@ -885,7 +899,7 @@ def test_a_template_with_more_than_plain_fields_is_a_configuration_error(make_ru
     ended = render(folder)
     assert ended.code == 78
     assert not ended.new
-    assert re.search(r"stepwatch\.yaml:4:\d+: outputs\.0\.name: ", ended.err) or re.search(r"stepwatch\.yaml:4:\d+: outputs.*name", ended.err)
+    assert re.search(r"stepwatch\.yaml:4:11: outputs\.?0?.*name: ", ended.err)
 
 
 # -- 25, 27: what hides behind a name
@@ -908,7 +922,7 @@ def test_an_output_folder_that_leads_elsewhere_has_to_be_meant(make_run: MakeRun
     assert [path.parent for path in meant.new] == [elsewhere]
 
 
-def test_a_link_is_no_run(make_run: MakeRun, render: Render, tmp_path: Path) -> None:
+def test_a_link_is_no_run(make_run: MakeRun, render: Render, ffmpeg: str, tmp_path: Path) -> None:
     """Row 25: a link to a run's folder is not followed from the folder above; named itself, it is meant."""
     make_run(tmp_path / "elsewhere" / "run", steps=2)
     (tmp_path / "runs").mkdir()
@@ -916,6 +930,9 @@ def test_a_link_is_no_run(make_run: MakeRun, render: Render, tmp_path: Path) -> 
     ended = render(tmp_path / "runs")
     assert ended.code == 66
     assert "holds no run" in ended.err
+    meant = render(tmp_path / "runs" / "link", into=[tmp_path / "elsewhere" / "run" / "animation"])
+    assert meant.code == 0, meant.err
+    assert meant.run["dir"] == str(tmp_path / "elsewhere" / "run")
 
 
 def test_what_stands_in_a_frames_place_is_never_waited_for(make_run: MakeRun, render: Render, ffmpeg: str, tmp_path: Path) -> None:
@@ -1083,7 +1100,7 @@ MISTAKES = {
     "no": ("version: 1\ncreate: no\n", 2, "no"),
     "clock": ("version: 1\ntimeline: {duration: 1:30}\n", 2, "1:30"),
     "octal": ("version: 1\nframes: {skip_first: 012}\n", 2, "012"),
-    "bomb": ("version: 1\na: &a [x, x]\n" + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(24)), 0, ""),
+    "bomb": ("version: 1\na: &a [x, x]\n" + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(24)), 2, ""),
     "deep": ("version: 1\noutputs: " + "[" * 5000, 2, ""),
     "bytes": ("version: 1\nmetadata: {author: \udcff}\n", 2, ""),
     "tag": ("version: 1\ncreate: !!python/object/apply:os.system [touch owned]\n", 2, ""),
@@ -1105,14 +1122,13 @@ def test_a_mistake_in_a_file_is_told_with_its_place(
         path.parent.mkdir(parents=True)
         head, _, rest = text.partition("\n")
         text = f"{head}\npolicy:\n" + "".join(f"  {one}\n" for one in rest.splitlines())
-        line += 1 if line else 0
+        line += 1
     path.write_bytes(os.fsencode(text))
     ended = render(folder)
     assert ended.code == 78, ended.err
     assert not ended.new
-    if line:
-        assert re.search(rf"{path.name}:{line}(:\d+)?: ", ended.err) or kind in ("not YAML", "bytes")
-    assert path.name in ended.err
+    place = rf"{path.name}:{line}:\d+: " if kind != "bytes" else rf"{path.name}: line {line} is not UTF-8"
+    assert re.search(place, ended.err)
     assert value in ended.err
     assert not list(tmp_path.rglob("owned"))
 
@@ -1134,7 +1150,12 @@ def test_a_policy_file_that_cannot_be_read_is_told(make_run: MakeRun, render: Re
     """Row 64: what is no file is neither waited for nor passed over."""
     folder = make_run(steps=2)
     path = folder / "stepwatch.yaml"
-    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link to nowhere": lambda: path.symlink_to("nowhere")}[kind]()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere")
     ended = render(folder)
     assert ended.code == 78
     assert "stepwatch.yaml" in ended.err
@@ -1198,9 +1219,9 @@ def test_a_name_taken_at_the_last_moment_is_left_alone(
     """Row 71: another program makes a file of our name between proof and publishing: it stays, and ours is `-1`."""
     folder = make_run(steps=2)
     name = folder / "animation" / "4242-a slender rocket at dusk.mp4"
-    original = visit.verify
+    original: Callable[..., object] = vars(visit)["verify"]
 
-    def verify(*arguments: Any, **named: Any) -> Any:
+    def verify(*arguments: object, **named: object) -> object:
         done = original(*arguments, **named)
         if taken == "file":
             name.write_text("somebody else's")
@@ -1211,14 +1232,10 @@ def test_a_name_taken_at_the_last_moment_is_left_alone(
         return done
 
     monkeypatch.setattr(visit, "verify", verify)
-    monkeypatch.setattr(sys.modules[__name__], "contents", lambda top: {path: facts for path, facts in everything(top).items() if path != str(name)})
-    ended = render(folder)
+    ended = render(folder, meanwhile=[name])
     assert ended.code == 0, ended.err
     assert ended.path == name.with_name("4242-a slender rocket at dusk-1.mp4")
     assert shows(ended, [1, 2], ffmpeg)
     if taken == "file":
         assert name.read_text() == "somebody else's"
     assert name.is_symlink() == (taken == "link to nowhere")
-
-
-everything = contents

@@ -96,8 +96,9 @@ def _gif() -> Encoding:
 
 
 def _webp(quality: int) -> Encoding:
-    options = (("quality", str(quality)), ("compression_level", "4"), ("loop", "0"))
-    return Encoding(encoder="libwebp_anim", options=options, pixels="bgra")
+    # Not libwebp_anim: what changes by less than a few levels it leaves as it was, so that the end of a run, where little changes, lags by whole
+    # images or is lost; and it joins such pictures, so that nobody can tell how many there will be. Each picture by itself costs a third more.
+    return Encoding(encoder="libwebp", options=(("quality", str(quality)), ("compression_level", "4")), pixels="bgra")
 
 
 def _apng(prediction: str) -> Encoding:
@@ -199,7 +200,7 @@ _TABLE = (
         stream="webp",
         qualities={"default": _webp(85), "classic": _webp(85), "high": _webp(95), "small": _webp(70)},
         quality_option="quality",
-        coarsest=60,
+        coarsest=10,
         finest=100,
         even=False,
         video=False,
@@ -208,8 +209,6 @@ _TABLE = (
         timescale=1000,
         fastest=100,
         largest=16383,
-        # Below its better qualities libwebp leaves blocks as they were while they change slowly: the picture lags behind by some levels, and
-        # below 60 so far that it shows another moment. To fit a size, the picture shrinks instead.
         tolerance=6.0,
     ),
     Codec(
