@@ -23,12 +23,12 @@ import click
 
 from stepwatch import __version__
 from stepwatch.errors import ConfigError, EnvironmentFault, Interrupted, NoFramesError, StepwatchError, UsageError
-from stepwatch.report import Report
+from stepwatch.report import Report, output_facts, planned_line
 
 if TYPE_CHECKING:
     from stepwatch import visit
     from stepwatch.config import Resolved
-    from stepwatch.core.model import Run
+    from stepwatch.core.model import Run, RunKey, Sidecar
     from stepwatch.core.policy import ServiceConfig
     from stepwatch.core.result import RunResult
 
@@ -143,12 +143,12 @@ def render(
     if clearing in ("trash", "delete"):
         raise UsageError(f"--{clearing} does not work yet: clearing comes with the daemon's release", hint="use --keep; no frame is touched")
     service = given.service()
-    runs, failures = find_runs(folders, service=service, settings=settings)
+    found = find_runs(folders, service=service, settings=settings, elsewhere=destination is not None)
     if clearing != "keep":
-        refuse_clearing(runs)
-    runs, file = send_to(destination, runs)
+        refuse_clearing(found)
+    found, file = send_to(destination, found)
     options = visit.Options(keep=clearing == "keep", force=force, dry_run=dry_run, destination=file, verbose=given.verbose)
-    return render_runs(runs, failures, service=service, options=options, report=report, as_json=given.json)
+    return render_runs(found, ffmpeg=service.ffmpeg, options=options, report=report, as_json=given.json)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,28 +160,80 @@ class Failure:
     error: StepwatchError
 
 
-Found = Sequence[tuple["Run", "Resolved"]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What the folders of a command line hold."""
+
+    runs: Sequence[tuple[Run, Resolved]]
+    failures: Sequence[Failure]
+    bare: frozenset[RunKey]
+    """The runs of folders in which no run has a frame: only there is it an error that a run has none, elsewhere it has just begun."""
 
 
-def find_runs(folders: Sequence[str], *, service: ServiceConfig, settings: Sequence[str]) -> tuple[Found, list[Failure]]:
-    """Every run below *folders*, once, with its policy; a folder that is wrong does not keep the others from being rendered."""
+def find_runs(folders: Sequence[str], *, service: ServiceConfig, settings: Sequence[str], elsewhere: bool = False) -> Found:
+    """Every run below *folders*, once, with its policy; a folder that is wrong does not keep the others from being rendered.
+
+    With *elsewhere* nothing is going to be written into the output folders of the policy, so nothing about them is wrong.
+    """
     from stepwatch import visit
 
-    runs: dict[object, tuple[Run, Resolved]] = {}
+    runs: dict[RunKey, tuple[Run, Resolved]] = {}
     failures: list[Failure] = []
+    bare: set[RunKey] = set()
     for folder in folders:
         try:
             require_folder(folder)
             below = visit.runs_below(Path(folder), service=service, settings=settings)
             if not below:
-                raise NoFramesError(f"{folder} holds no run: neither a run.json nor numbered images", hint="`stepwatch inspect` shows what is seen")
+                raise nothing_found(folder)
+            for _, resolved in below if not elsewhere else ():
+                resolved.require_places()
         except UsageError:
             raise
         except StepwatchError as error:
             failures.append(Failure(folder=folder, error=error))
         else:
             runs.update({run.key: (run, resolved) for run, resolved in below if run.key not in runs})
-    return list(runs.values()), failures
+            if not any(run.frames for run, _ in below):
+                bare.update(run.key for run, _ in below)
+    return Found(runs=tuple(runs.values()), failures=tuple(failures), bare=frozenset(bare))
+
+
+def nothing_found(folder: str) -> NoFramesError:
+    """What to say of a folder without runs: what is there instead, and which key may explain it."""
+    from stepwatch.core.naming import printable
+
+    _, wrong = sidecar_of(Path(folder))
+    images = images_below(Path(folder))
+    if wrong:
+        return NoFramesError(f"{folder} holds no run: {'; '.join(wrong)}", hint="numbered images beside it would do without")
+    if not images:
+        return NoFramesError(f"{folder} holds no run: neither a run.json nor an image", hint="name the folder into which the frames are written")
+    count = "1 image" if len(images) == 1 else f"{len(images)} images"
+    return NoFramesError(
+        f"{folder} holds no run: no run.json, and {count} whose names say no step as far as is known, such as {printable(images[0])}",
+        hint="tell where the step stands in them: --set 'frames.pattern=shot-(?P<step>[0-9]+)-final\\.png'",
+    )
+
+
+def images_below(folder: Path) -> list[str]:
+    """The names of all files that could be frames."""
+    from stepwatch.core.naming import is_frame_name
+
+    return sorted(name for _, _, names in os.walk(folder) for name in names if is_frame_name(name))
+
+
+def sidecar_of(folder: Path) -> tuple[Sidecar | None, tuple[str, ...]]:
+    """The sidecar in *folder*, if there is one, and sentences about what is wrong with it."""
+    from stepwatch import store
+    from stepwatch.core.sidecar import SIZE_LIMIT, parse_sidecar
+
+    try:
+        return parse_sidecar(store.read_capped(folder / store.SIDECAR, SIZE_LIMIT + 1))
+    except FileNotFoundError:
+        return None, ()
+    except OSError as error:
+        return None, (f"{store.SIDECAR} is not used: {error.strerror}",)
 
 
 def require_folder(folder: str) -> None:
@@ -194,9 +246,9 @@ def require_folder(folder: str) -> None:
         raise NoFramesError(f"{folder} may not be read by this user")
 
 
-def refuse_clearing(runs: Found) -> None:
+def refuse_clearing(found: Found) -> None:
     """Raise UsageError where a policy would clear frames, which this release cannot."""
-    for run, resolved in runs:
+    for run, resolved in found.runs:
         wish = resolved.policy.cleanup.intermediates
         if wish != "keep":
             origin = resolved.origins.get("cleanup.intermediates")
@@ -207,42 +259,45 @@ def refuse_clearing(runs: Found) -> None:
             )
 
 
-def send_to(destination: str | None, runs: Found) -> tuple[Found, Path | None]:
-    """Follow ``-o``: *runs* with another output folder, or the one file that is asked for; UsageError when one file is named for several."""
+def send_to(destination: str | None, found: Found) -> tuple[Found, Path | None]:
+    """Follow ``-o``: the runs with another output folder, or the one file that is asked for; UsageError when one file is named for several."""
     if destination is None:
-        return runs, None
+        return found, None
     if not destination:
         raise UsageError("-o needs a path", hint="name a folder or a file")
     if destination.endswith((os.sep, "/")) or os.path.isdir(destination):
         folder = Path(os.path.abspath(destination))
-        return [(run, replace(resolved, output_dirs=(folder,) * len(resolved.policy.outputs))) for run, resolved in runs], None
-    count = sum(len(resolved.policy.outputs) for _, resolved in runs if resolved.policy.create)
-    if count > 1:
+        sent = [(run, replace(resolved, output_dirs=(folder,) * len(resolved.policy.outputs), astray=())) for run, resolved in found.runs]
+        return replace(found, runs=sent), None
+    counts = [len(resolved.policy.outputs) for run, resolved in found.runs if resolved.policy.create and run.frames]
+    if sum(counts) > 1:
+        runs = "1 run" if len(counts) == 1 else f"{len(counts)} runs"
         raise UsageError(
-            f"-o names one file, {destination}, and {count} animations would be written ({len(runs)} runs)",
+            f"-o names one file, {destination}, and {sum(counts)} animations would be written ({runs})",
             hint="name a folder instead: one that exists, or end it with /",
         )
-    return runs, Path(destination)
+    return found, Path(destination)
 
 
-def render_runs(runs: Found, failures: Sequence[Failure], *, service: ServiceConfig, options: visit.Options, report: Report, as_json: bool) -> int:
-    """Render one run after the other, and say what became of each."""
+def render_runs(found: Found, *, ffmpeg: str, options: visit.Options, report: Report, as_json: bool) -> int:
+    """Render one run after the other, and say what became of each; *ffmpeg* is the setting of the service file."""
     from stepwatch import encoder, visit
 
     codes = []
     results = []
-    failures = list(failures)
+    failures = list(found.failures)
     for failure in failures:
         report.error(failure.error)
     try:
-        ffmpeg = ""
-        if any(resolved.policy.create for _, resolved in runs):
-            ffmpeg = encoder.find_ffmpeg(service.ffmpeg)
-            encoder.capabilities(ffmpeg)  # Once and here: a binary that does not run is one error, not one for each run.
+        binary = ""
+        if any(resolved.policy.create for _, resolved in found.runs):
+            binary = encoder.find_ffmpeg(ffmpeg)
+            encoder.capabilities(binary)  # Once and here: a binary that does not run is one error, not one for each run.
         with stoppable(report) as stop:
-            for run, resolved in runs:
-                result = visit.visit(run, resolved, ffmpeg=ffmpeg, options=options, observer=report, stop=stop)
-                codes.append(result.exit_code)
+            for run, resolved in found.runs:
+                result = visit.visit(run, resolved, ffmpeg=binary, options=options, observer=report, stop=stop)
+                begun = result.exit_code == NoFramesError.exit_code and not run.frames and run.key not in found.bare
+                codes.append(0 if begun else result.exit_code)
                 results.append(result_facts(run, result))
                 if not as_json:
                     print_result(result, report, planned=options.dry_run)
@@ -272,8 +327,7 @@ def print_result(result: RunResult, report: Report, *, planned: bool) -> None:
     report.result(f"run {result.name}: {result.reason}")
     for output, command in zip_longest(result.outputs, result.commands):
         if output is not None:
-            size = f"{output.width}x{output.height}"
-            report.result(f"  {output.codec}, {size}, {output.frames} pictures, {float(output.duration):.3f} s: {output.path}")
+            report.result(f"  {planned_line(output)}")
         if command is not None:
             report.result(f"  $ {shlex.join(command)}")
 
@@ -294,21 +348,7 @@ def result_facts(run: Run, result: RunResult) -> dict[str, object]:
             "missing": list(result.missing),
             "unshown": list(result.unshown),
         },
-        "outputs": [
-            {
-                "path": output.path,
-                "codec": output.codec,
-                "width": output.width,
-                "height": output.height,
-                "frames": output.frames,
-                "duration": round(float(output.duration), 6),
-                "bytes": output.bytes,
-                "sha256": output.sha256,
-                "error": output.error,
-                "exists": output.exists,
-            }
-            for output in result.outputs
-        ],
+        "outputs": [output_facts(output) for output in result.outputs],
         "cleared": result.cleared,
         "seconds": round(result.seconds, 3),
         "notes": list(result.notes),
@@ -330,19 +370,26 @@ def stoppable(report: Report) -> Iterator[threading.Event]:
         stop.set()
         report.note("stopping; once more stops at once and leaves a hidden temporary file", level="warning")
 
-    if threading.current_thread() is not threading.main_thread():
+    with handling(on_signal):
         yield stop
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Give everything that asks this process to end to *handler*; in another thread than the first, nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
     wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     # Who was started with a signal ignored (nohup) keeps ignoring it.
     before = {number: signal.getsignal(number) for number in wanted if signal.getsignal(number) != signal.SIG_IGN}
     for number in before:
-        signal.signal(number, on_signal)
+        signal.signal(number, handler)
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 # -- demo
@@ -353,17 +400,18 @@ def stoppable(report: Report) -> Iterator[threading.Event]:
 def demo() -> int:
     """Render a real run that comes with stepwatch into ./stepwatch-demo/."""
     from stepwatch import visit
+    from stepwatch.core.policy import ServiceConfig, WatchEntry
 
     given = _settings()
     report = given.report()
     folder = Path("stepwatch-demo")
     run_folder = unpack_sample(folder)
     report.note(f"the sample run, 30 real frames of one picture: {run_folder}{os.sep}")
-    service = given.service()
-    # Beside the frames, whatever stepwatch.yaml lies further up.
-    runs, _ = send_to(f"{folder}/animation/", visit.runs_below(run_folder, service=service, settings=()))
+    # Its own folder is the watched one, so that no file of this machine or further up has a say in what everybody's first animation is.
+    service = ServiceConfig(watch=(WatchEntry(path=os.path.abspath(folder)),))
+    found = find_runs([str(run_folder)], service=service, settings=())
     options = visit.Options(keep=True, verbose=given.verbose)
-    return render_runs(runs, (), service=service, options=options, report=report, as_json=given.json)
+    return render_runs(found, ffmpeg=service.ffmpeg, options=options, report=report, as_json=given.json)
 
 
 def unpack_sample(folder: Path) -> Path:
@@ -399,16 +447,16 @@ def inspect(folders: tuple[str, ...], settings: tuple[str, ...], quick: bool) ->
     given = _settings()
     report = given.report()
     service = given.service()
-    runs, failures = find_runs(folders, service=service, settings=settings)
-    views = [inspection.look(run, resolved, decode=not quick, ffmpeg=service.ffmpeg) for run, resolved in runs]
-    for failure in failures:
+    found = find_runs(folders, service=service, settings=settings)
+    views = [inspection.look(run, resolved, decode=not quick, ffmpeg=service.ffmpeg) for run, resolved in found.runs]
+    for failure in found.failures:
         report.error(failure.error)
     if given.json:
-        report.result_json({"schema": 1, "runs": [inspection.facts(view) for view in views]} | failure_facts(failures))
+        report.result_json({"schema": 1, "runs": [inspection.facts(view) for view in views]} | failure_facts(found.failures))
     else:
         for number, view in enumerate(views):
             report.result_text(("\n" if number else "") + inspection.text(view))
-    return worst([failure.error.exit_code for failure in failures])
+    return worst([failure.error.exit_code for failure in found.failures])
 
 
 # -- config
@@ -466,7 +514,9 @@ def config_show(folder: str, settings: tuple[str, ...]) -> int:
 
     given = _settings()
     require_folder(folder)
-    resolved = config.resolve_for(Path(folder), service=given.service(), settings=settings)
+    sidecar, wrong = sidecar_of(Path(folder))
+    resolved = config.resolve_for(Path(folder), service=given.service(), settings=settings, overrides=sidecar.overrides if sidecar else None)
+    resolved = replace(resolved, warnings=(*wrong, *resolved.warnings))
     report = given.report()
     if given.json:
         report.result_json({"schema": 1, **config.facts(resolved)})
@@ -526,9 +576,14 @@ def completion(shell: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with its code."""
+    """Run the command line and exit with its code. Until frames are rendered, being told to end is an exception like Ctrl-C's, and unwinds."""
     open_standard_streams()
-    sys.exit(run(arguments))
+    try:
+        with handling(signal.default_int_handler):
+            code = run(arguments)
+    except KeyboardInterrupt:  # the second one, while the first was being told of
+        code = Interrupted.exit_code
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ LONGEST_LINE = 500
 NO_PROGRESS = 120.0
 """Seconds without a byte taken or a picture made after which ffmpeg counts as hung."""
 PATIENCE = 3.0
-"""Seconds between asking ffmpeg to stop and killing its process group."""
+"""Seconds that the threads around an ended ffmpeg get to notice it."""
 
 _LEVEL = re.compile(r"^((?:\[[^\]]* @ 0x[0-9a-f]+\] )*)\[(\w+)\] ")
 _COMPLAINTS = frozenset({"panic", "fatal", "error", "warning"})
@@ -106,7 +106,8 @@ def capabilities(ffmpeg: str) -> Capabilities:
 
 def _ask(ffmpeg: str, question: str) -> str:
     try:
-        answer = subprocess.run([ffmpeg, "-hide_banner", question], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
+        argv = [ffmpeg, "-hide_banner", question]
+        answer = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False, start_new_session=True)
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = "does not answer" if isinstance(error, subprocess.TimeoutExpired) else (error.strerror or str(error))
         raise MissingToolError(f"{ffmpeg} cannot be run as ffmpeg: {reason}", hint="`stepwatch doctor` shows which ffmpeg is used and why") from error
@@ -136,6 +137,7 @@ class Encoder:
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._images: queue.Queue[bytes | None] = queue.Queue(QUEUED_IMAGES)
         self._moved = time.monotonic()
+        self._first = ""
         self._given = 0
         self._read: int | None = None
         try:
@@ -207,14 +209,18 @@ class Encoder:
 
     def abort(self) -> None:
         """End the process, its whole group, and wait for its threads; harmless when it has ended by itself."""
-        if self.running:
-            self._signal(signal.SIGTERM)
-            try:
-                self._process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                self._signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-                self._process.wait()
+        self.kill()
+        self._process.wait()
         self._join()
+
+    def kill(self) -> None:
+        """End the whole process group at once, without a chance to say good-bye: what it has written is thrown away anyway."""
+        if self.running:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if hasattr(os, "killpg"):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                else:
+                    self._process.kill()
 
     def _check(self) -> None:
         if self._stop.is_set():
@@ -233,15 +239,8 @@ class Encoder:
         for words, meaning in _ENVIRONMENT.items():
             if words in said:
                 raise EnvironmentFault(f"{meaning}: {what}", hint="make room or repair it, then render again: the frames are untouched")
-        last = next((line for line in reversed(self._lines) if line.strip()), "it said nothing")
-        raise EncodeError(f"{what}: {last}", hint="run again with -v to see its command and all it says", stderr=said)
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if hasattr(os, "killpg"):
-                os.killpg(self._process.pid, number)
-            else:
-                self._process.terminate()
+        # The first complaint names the cause; those behind it are about its consequences.
+        raise EncodeError(f"{what}: {self._first or 'it said nothing'}", hint="run again with -v to see its command and all it says", stderr=said)
 
     def _join(self) -> None:
         # The writer may wait for an image that never comes.
@@ -303,6 +302,8 @@ class Encoder:
                 self._read = int(counted[1])
             if level in _COMPLAINTS:
                 self._lines.append(line)
+                if level != "warning":
+                    self._first = self._first or line.strip()
             if self._on_line and level not in _CHATTER:
                 self._on_line(line)
 

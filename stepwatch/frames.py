@@ -33,6 +33,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from stepwatch.core.metadata import exif_texts, parse_exif, png_text
 from stepwatch.core.model import Frame, FrameFacts, Run, Survey
+from stepwatch.core.naming import printable
 from stepwatch.errors import EnvironmentFault, RunError
 
 MAX_PIXELS = 160_000_000
@@ -118,12 +119,6 @@ _UPRIGHT: Mapping[int, Image.Transpose] = {
 
 
 # --- files -----------------------------------------------------------------------------------------------------------------------
-
-
-def printable(name: str) -> str:
-    """Return a file name as text that is safe in a log, in JSON and on a terminal; odd characters become escapes."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(character if character.isprintable() else character.encode("unicode_escape").decode("ascii") for character in text)
 
 
 @contextlib.contextmanager

@@ -123,7 +123,7 @@ def _interpolated(stream: Any, plan: OutputPlan) -> Any:
 def _timed(stream: Any, plan: OutputPlan) -> Any:
     """Add the holds: as more pictures at a constant rate, else as longer times."""
     timeline = plan.timeline
-    if plan.codec.video and not plan.variable:
+    if not plan.codec.holds_by_delay and not plan.variable:
         if timeline.head or timeline.tail:
             # Two more than the tail, for clones at the end may be fewer than asked; -frames:v has the last word.
             stream = stream.filter("tpad", start=timeline.head, start_mode="clone", stop=timeline.tail + 2, stop_mode="clone")
@@ -159,7 +159,7 @@ def _output_options(plan: OutputPlan, *, apple: bool) -> dict[str, str]:
     last = plan.duration - starts[-1]
     if codec.video:
         options |= {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
-    if codec.video and not plan.variable:
+    if not codec.holds_by_delay and not plan.variable:
         options |= {"fps_mode": "cfr", "r": f"{plan.fps.numerator}/{plan.fps.denominator}"}
     else:
         options |= {"fps_mode": "passthrough", "enc_time_base": f"{ticks.denominator}/{ticks.numerator}"}

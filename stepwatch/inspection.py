@@ -14,6 +14,7 @@ from stepwatch.core.model import FrameFacts, Run
 from stepwatch.core.policy import Policy, leaf_of
 from stepwatch.core.result import RunResult
 from stepwatch.errors import StepwatchError
+from stepwatch.report import planned_facts, planned_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,9 +128,7 @@ def text(view: View) -> str:
     if view.plan is None:
         rows.append(("render", f"nothing can be said: {view.obstacle}"))
     else:
-        for output in view.plan.outputs:
-            what = f"{output.codec}, {output.width}x{output.height}, {output.frames} pictures, {float(output.duration):.3f} s"
-            rows.append(("render", f"{what}: {output.path}"))
+        rows += [("render", planned_line(output)) for output in view.plan.outputs]
         if view.plan.unshown:
             rows.append(("not shown", f"{len(view.plan.unshown)} frames: there are more of them than pictures"))
         rows.append(("why", view.plan.reason))
@@ -196,17 +195,7 @@ def facts(view: View) -> dict[str, object]:
         "policy": {choice.key: {"value": choice.value, "origin": choice.origin} for choice in view.choices},
         "phase": plan.phase if plan else None,
         "reason": plan.reason if plan else view.obstacle,
-        "outputs": [
-            {
-                "path": output.path,
-                "codec": output.codec,
-                "width": output.width,
-                "height": output.height,
-                "frames": output.frames,
-                "duration": round(float(output.duration), 6),
-            }
-            for output in (plan.outputs if plan else ())
-        ],
+        "outputs": [planned_facts(output) for output in (plan.outputs if plan else ())],
         "unshown": list(plan.unshown) if plan else [],
         "notes": list(view.warnings),
     }

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from stepwatch.core.naming import printable
+from stepwatch.core.result import OutputResult
 from stepwatch.errors import ConfigError, EncodeError, EnvironmentFault, StepwatchError
 
 if TYPE_CHECKING:
@@ -47,6 +48,28 @@ class _Sink:
             return self.stream is not None and self.stream.isatty()
         except ValueError:
             return False
+
+
+def planned_line(output: OutputResult) -> str:
+    """What an output is, or will be, in one line."""
+    return f"{output.codec}, {output.width}x{output.height}, {output.frames} pictures, {float(output.duration):.3f} s: {output.path}"
+
+
+def planned_facts(output: OutputResult) -> dict[str, object]:
+    """The same for JSON: what is known of an output before there is a file."""
+    return {
+        "path": output.path,
+        "codec": output.codec,
+        "width": output.width,
+        "height": output.height,
+        "frames": output.frames,
+        "duration": round(float(output.duration), 6),
+    }
+
+
+def output_facts(output: OutputResult) -> dict[str, object]:
+    """One output of ``render --json``."""
+    return planned_facts(output) | {"bytes": output.bytes, "sha256": output.sha256, "error": output.error, "exists": output.exists}
 
 
 class Report:

@@ -1,8 +1,8 @@
 """What lies on disk: the runs of a folder, and finished files under their names. The only module that lists and publishes.
 
-Reading. Folders are walked without following links to folders; nothing but ``run.json`` is opened here, and that never blocks. Every name that
-a run's layout takes for a frame is listed, whatever hides behind it: a pipe or a folder in a frame's place is a damaged frame and belongs into
-the report, so opening frames safely is left to who decodes them.
+Reading. Folders are walked without following links to folders. Only ``run.json`` is opened here, and what could be an animation instead of a
+frame, for its first bytes; that never blocks. Every other name that a run's layout takes for a frame is listed, whatever hides behind it: a pipe
+or a folder in a frame's place is a damaged frame and belongs into the report, so opening frames safely is left to who decodes them.
 
 Writing. A file is written under a hidden temporary name in the folder it is meant for, and gets its final name by `publish`: a hard link, which
 cannot overwrite. A temporary name tells which process on which boot wrote it, so that what a crash left behind can be told from what is in use.
@@ -19,19 +19,24 @@ import os
 import platform
 import re
 import stat
+import struct
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from stepwatch.core.model import Frame, Outcome, Run, RunKey, Sidecar
 from stepwatch.core.naming import (
+    LAYOUTS,
     MISSING_LIMIT,
     Group,
     Layout,
-    guess_layout,
+    facts_of_group,
+    guess_groups,
     is_frame_name,
     layout_for,
     missing_steps,
@@ -39,6 +44,7 @@ from stepwatch.core.naming import (
     printable,
     sort_groups,
 )
+from stepwatch.core.policy import DEFAULT_DIR
 from stepwatch.core.sidecar import SIZE_LIMIT, frame_index, parse_sidecar, step_of_index
 from stepwatch.errors import ConfigError, EnvironmentFault, NoFramesError, PublishError
 
@@ -56,11 +62,13 @@ def find_runs(folder: Path, *, pattern_for: Callable[[Path], str | None], exclud
     """Find the runs in a folder and below it, in natural order of their places.
 
     ``pattern_for`` gives the policy's ``frames.pattern`` of a folder, ``exclude`` tells folders to leave out, such as those of outputs; hidden
-    folders are always left out. A folder without sidecar and pattern is guessed at, and its runs say so.
+    folders are always left out. A folder without sidecar and pattern is guessed at, and its runs say so; only one that has the name of the default
+    output folder is not, unless it is *folder* itself. Images that belong to no run are named in a note of the first run beside them.
     """
     runs: list[Run] = []
-    for place, entries in _walk(Path(os.path.realpath(folder)), exclude):
-        runs.extend(_runs_in(place, entries, pattern_for))
+    top = Path(os.path.realpath(folder))
+    for place, entries in _walk(top, exclude):
+        runs.extend(_runs_in(place, entries, pattern_for, guess=place == top or place.name != DEFAULT_DIR))
     runs.sort(key=lambda run: ([natural(part) for part in Path(run.key.folder).parts], natural(run.key.group)))
     return _with_twins_noted(runs)
 
@@ -102,35 +110,62 @@ def _listing_fault(place: Path, error: OSError) -> NoFramesError | EnvironmentFa
     return EnvironmentFault(f"cannot list {shown}: {_reason(error)}")
 
 
-def _runs_in(place: Path, entries: Mapping[str, os.DirEntry[str]], pattern_for: Callable[[Path], str | None]) -> list[Run]:
+def _runs_in(place: Path, entries: Mapping[str, os.DirEntry[str]], pattern_for: Callable[[Path], str | None], *, guess: bool) -> list[Run]:
     sidecar, notes = _read_sidecar(place) if SIDECAR in entries else (None, ())
     if sidecar is not None:
         return [_sidecar_run(place, entries, sidecar, notes)]
-    names = [name for name in entries if is_frame_name(name)]
-    if not names:
+    if not any(map(is_frame_name, entries)):
         return []
     pattern = pattern_for(place)
-    layout = _layout(pattern, place) if pattern else guess_layout(names)
-    if layout is None:
+    if not pattern and not guess:
         return []
-    frames = _frames(entries, (name for name in names if layout.match(name)))
-    groups = sort_groups(layout, {name: frame.size for name, frame in frames.items()})
-    if not pattern:
-        groups, left = _without_strays(layout, groups)
-        notes = (*notes, *left)
-    return [
-        Run(
-            key=RunKey(folder=str(place), group=group.name),
-            name=printable(group.name or place.name) or "run",
-            frames=_numbered(frames, group.frames),
-            duplicates=_numbered(frames, group.duplicates),
-            missing=(missing := missing_steps([step for step, _ in group.frames])),
-            layout=layout.name,
-            guessed=not pattern,
-            notes=(*notes, *_frame_notes(group, missing)),
+    frames, groups, left_out = _grouped(place, entries, pattern)
+    runs = []
+    for layout_name, group in groups:
+        missing = missing_steps([step for step, _ in group.frames])
+        seed, prompt = facts_of_group(layout_name, group.name)
+        runs.append(
+            Run(
+                key=RunKey(folder=str(place), group=group.name),
+                name=printable(group.name or place.name) or "run",
+                frames=_numbered(frames, group.frames),
+                duplicates=_numbered(frames, group.duplicates),
+                missing=missing,
+                layout=layout_name,
+                guessed=not pattern,
+                seed_hint=seed,
+                prompt_hint=prompt,
+                notes=(*notes, *_frame_notes(group, missing)),
+            )
         )
-        for group in groups
-    ]
+    # Once for the folder: each of its runs would say the same.
+    return [replace(runs[0], notes=(*runs[0].notes, *left_out)), *runs[1:]] if runs else []
+
+
+def _grouped(
+    place: Path, entries: Mapping[str, os.DirEntry[str]], pattern: str | None
+) -> tuple[dict[str, Frame], Sequence[tuple[str, Group]], tuple[str, ...]]:
+    """Sort a folder's images by its pattern, or by guess: the frames by name, their runs with the name of the layout, and notes on all others."""
+    images, animations = _images(entries, guessed=not pattern)
+    if pattern:
+        layout = _layout(pattern, place)
+        layouts: Collection[Layout] = (layout,)
+        frames = _frames(entries, filter(layout.match, images))
+        groups: Sequence[tuple[str, Group]] = [(layout.name, group) for group in sort_groups(layout, _sizes(frames))]
+        others: Sequence[str] = sorted((name for name in images if not layout.match(name)), key=natural)
+        reason = f"{_count(len(others), 'image')} not named as frames.pattern says ({printable(pattern)})"
+    else:
+        layouts = LAYOUTS.values()
+        frames = _frames(entries, images)
+        groups, others = guess_groups(_sizes(frames))
+        reason = "no part of a run"
+    in_a_frame_s_place = [name for name in animations if any(layout.match(name) for layout in layouts)]
+    return frames, groups, (*_left_out("an animation and no frame", in_a_frame_s_place), *_left_out(reason, others))
+
+
+def _left_out(reason: str, names: Sequence[str]) -> Iterator[str]:
+    if names:
+        yield f"left out, {reason}: {', '.join(map(printable, names[:5]))}{' ...' if len(names) > 5 else ''}"
 
 
 def _sidecar_run(place: Path, entries: Mapping[str, os.DirEntry[str]], sidecar: Sidecar, notes: tuple[str, ...]) -> Run:
@@ -141,11 +176,12 @@ def _sidecar_run(place: Path, entries: Mapping[str, os.DirEntry[str]], sidecar: 
         group = Group(name="", frames=tuple(steps), duplicates=())
     else:
         # No name promised, or a promise not kept: any numbered images will do, and their number is the index.
-        layout = layout_for("numbered")
-        frames = _frames(entries, (name for name in entries if layout.match(name)))
+        layout = LAYOUTS["numbered"]
+        images, _ = _images(entries, guessed=True)
+        frames = _frames(entries, filter(layout.match, images))
         if frames and sidecar.frame_name is not None:
             notes = (*notes, f"no frame is named as run.json says ({printable(sidecar.frame_name)}); numbered images are taken instead")
-        groups = sort_groups(layout, {name: frame.size for name, frame in frames.items()}, shift=False)
+        groups = sort_groups(layout, _sizes(frames), shift=False)
         group = max(groups, key=lambda one: len(one.frames), default=Group(name="", frames=(), duplicates=()))
         others = [one for one in groups if one is not group]
         notes = (*notes, *(f"left out, no frames of this run: {_count(len(one.frames), 'image')} named {printable(one.name)}..." for one in others))
@@ -177,17 +213,81 @@ def _layout(pattern: str, place: Path) -> Layout:
         raise ConfigError((f"frames.pattern for {printable(str(place))}: {error}",)) from error
 
 
-def _without_strays(layout: Layout, groups: tuple[Group, ...]) -> tuple[tuple[Group, ...], tuple[str, ...]]:
-    """Leave single numbered images beside runs out of a guess: ``cover1.png`` is no run."""
-    if layout.name != "numbered" or all(len(group.frames) == 1 for group in groups):
-        return groups, ()
-    kept = tuple(group for group in groups if len(group.frames) > 1)
-    strays = [name for group in groups if len(group.frames) == 1 for _, name in group.frames]
-    if len(kept) == 1:
-        # As if they were not there: the folder is the run.
-        kept = (replace(kept[0], name=""),)
-    shown = ", ".join(printable(name) for name in strays[:5]) + (" ..." if len(strays) > 5 else "")
-    return kept, (f"left out, no part of a run: {shown}",) if strays else ()
+def _images(entries: Mapping[str, os.DirEntry[str]], *, guessed: bool) -> tuple[list[str], list[str]]:
+    """Part the images that may be frames from those that are animations."""
+    images: list[str] = []
+    animations: list[str] = []
+    for name in filter(is_frame_name, entries):
+        (animations if _is_animation(Path(entries[name].path), guessed=guessed) else images).append(name)
+    return images, sorted(animations, key=natural)
+
+
+def _is_animation(path: Path, *, guessed: bool) -> bool:
+    """Tell from its first bytes whether an image is an animation, or an output of ours with a single picture: neither is ever a frame.
+
+    A PNG is opened only where it was guessed to be a frame; outputs do not have that suffix unless somebody renamed them.
+    """
+    test = {".webp": _is_webp_animation, ".png": _is_png_animation if guessed else None}.get(path.suffix.lower())
+    if test is None:
+        return False
+    try:
+        with _open_file(path) as file:
+            return test(file)
+    except OSError:
+        # What it is will be found out when it is decoded.
+        return False
+
+
+def _is_webp_animation(file: BinaryIO) -> bool:
+    head = file.read(30)
+    if len(head) < 30 or head[:4] != b"RIFF" or head[8:16] != b"WEBPVP8X":
+        return False
+    animated, with_exif = head[20] & 0x02, head[20] & 0x08
+    if animated or not with_exif:
+        return bool(animated)
+    position = 30
+    # A still picture has a handful of blocks; more are somebody's joke.
+    for _ in range(16):
+        file.seek(position)
+        kind, length = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
+        if kind == b"EXIF":
+            return _is_our_exif(file.read(256))
+        position += 8 + length + length % 2
+    return False
+
+
+def _is_our_exif(start: bytes) -> bool:
+    """Tell whether EXIF begins as `tags.embed` writes it: DocumentName first, and in it a line of ours."""
+    if len(start) < 22:
+        return False
+    header, _, tag, kind, _, offset = struct.unpack(">8sHHHII", start[:22])
+    return header == b"MM\0*\0\0\0\x08" and (tag, kind) == (0x010D, 2) and start[offset : offset + 10] == b"stepwatch:"
+
+
+def _is_png_animation(file: BinaryIO) -> bool:
+    # Its mark stands before the pixels, and where ffmpeg looks for it.
+    head = file.read(2048)
+    position = 8
+    while head.startswith(b"\x89PNG") and position + 8 <= len(head):
+        length, kind = struct.unpack_from(">I4s", head, position)
+        if kind == b"acTL" or head.startswith(b"stepwatch\0", position + 8):
+            return True
+        if kind == b"IDAT":
+            return False
+        position += 12 + length
+    return False
+
+
+def images_below(folder: Path, limit: int) -> int:
+    """Count the still images in a folder and below it, up to a limit: where there is no run, a pattern may be all that they need."""
+    try:
+        places = _walk(Path(os.path.realpath(folder)), lambda _: False)
+        images = (
+            name for _, entries in places for name in filter(is_frame_name, entries) if not _is_animation(Path(entries[name].path), guessed=True)
+        )
+        return sum(1 for _ in islice(images, limit))
+    except (NoFramesError, EnvironmentFault):
+        return 0
 
 
 def _frames(entries: Mapping[str, os.DirEntry[str]], names: Iterable[str]) -> dict[str, Frame]:
@@ -197,6 +297,10 @@ def _frames(entries: Mapping[str, os.DirEntry[str]], names: Iterable[str]) -> di
         if frame is not None:
             found[name] = frame
     return found
+
+
+def _sizes(frames: Mapping[str, Frame]) -> dict[str, int]:
+    return {name: frame.size for name, frame in frames.items()}
 
 
 def _frame(entry: os.DirEntry[str]) -> Frame | None:
@@ -276,6 +380,11 @@ def _read_sidecar(place: Path) -> tuple[Sidecar | None, tuple[str, ...]]:
 
 def read_capped(path: Path, limit: int) -> bytes:
     """Read at most ``limit`` bytes of a regular file; OSError for anything else. Never waits, and never follows a link at the end of the path."""
+    with _open_file(path) as file:
+        return file.read(limit)
+
+
+def _open_file(path: Path) -> BinaryIO:
     # O_NONBLOCK: opening a pipe would wait for a writer that never comes.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -284,10 +393,10 @@ def read_capped(path: Path, limit: int) -> bytes:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a link, and links are not followed") from error
         raise
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is not a regular file")
-        return file.read(limit)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def read_workflow(run: Run) -> dict[str, str]:
@@ -337,12 +446,15 @@ def append_runs(folder: Path, runs: Sequence[Run]) -> Run:
             offset += run.frames[-1].step
     bare = Run(key=RunKey(folder=top), name=printable(os.path.basename(top)) or "run", frames=tuple(frames))
     layouts = {run.layout for run in runs}
+    hinted = next((run for run in runs if run.frames), bare)
     sidecar, scale_note = _appended_sidecar(runs, bare.run_id)
     return replace(
         bare,
         duplicates=tuple(duplicates),
         missing=tuple(missing),
         layout=layouts.pop() if len(layouts) == 1 else "pattern",
+        seed_hint=hinted.seed_hint,
+        prompt_hint=hinted.prompt_hint,
         guessed=any(run.guessed for run in runs),
         sidecar=sidecar,
         notes=(*notes, *scale_note),

@@ -423,7 +423,15 @@ def read(path: Path, *, ffmpeg: str) -> dict[str, str]:
 def _read_by_ffmpeg(path: Path, demuxer: str, ffmpeg: str) -> dict[str, str]:
     command = [ffmpeg, "-nostdin", "-v", "error", "-protocol_whitelist", "file", "-f", demuxer, "-i", f"file:{path}", "-f", "ffmetadata", "-"]
     with tempfile.TemporaryFile() as output:
-        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL, check=True, timeout=_READ_SECONDS)
+        subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.DEVNULL,
+            check=True,
+            timeout=_READ_SECONDS,
+            start_new_session=True,  # Ctrl-C in the terminal is for stepwatch.
+        )
         output.seek(0)
         tags = parse_ffmetadata(output.read(_MAX_TAGS).decode("utf-8", "replace"))
     # Where an mp4 has room for known names only (see core.metadata.apple_tags), the stamp is kept under another one.

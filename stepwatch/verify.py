@@ -19,14 +19,17 @@ import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from stepwatch.core.plan import OutputPlan
 from stepwatch.core.timeline import Mix
 from stepwatch.errors import Interrupted, VerifyError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SIDE = 32
 """Thumbnails are SIDE x SIDE luma values, limited range, BT.709."""
@@ -41,6 +44,8 @@ AMPLE_SIDE = 256
 """Pixels; the tolerances of the codecs were measured on pictures whose shorter side has at least so many."""
 COARSE = 4.0
 """The same for an encode that was asked to be worse than our own qualities: the square root of it for the mean difference."""
+LISTING = 600
+"""Seconds after which a list of packets that has not come counts as never coming."""
 SILENCE = 120.0
 """Seconds without a decoded picture after which the decoder counts as hung."""
 
@@ -68,17 +73,47 @@ def verify(
     thumbnails: Sequence[bytes],
     *,
     ffmpeg: str,
-    thumbnail: Callable[[object], bytes],
-    stop: threading.Event | None = None,
+    thumbnail: Callable[[Image.Image], bytes],
+    stop: threading.Event,
 ) -> Verified:
     """Prove that the file at *path* is the animation of *plan*.
 
     *thumbnails* has SIDE x SIDE luma bytes for each image of the timeline, in the images' order (an image that is never fed may be empty);
-    *thumbnail* reduces a Pillow image to the same. Raises VerifyError, naming what differs.
+    *thumbnail* reduces a Pillow image to the same. Raises VerifyError, naming what differs, and Interrupted when *stop* is set.
+    """
+    judge = _Judge(plan, thumbnails)
+    if plan.codec.name == "webp":
+        end = _check_webp(path, plan, lambda number, image: judge.see(number, thumbnail(image)))
+    else:
+        end, _ = _check_packets(path, plan, ffmpeg, stop)
+        for number, picture in enumerate(_decoded(path, ffmpeg, stop)):
+            judge.see(number, picture)
+    judge.close()
+    return Verified(pictures=judge.seen, duration=end, worst=judge.worst)
+
+
+def whole_file(path: Path, plan: OutputPlan, *, ffmpeg: str, stop: threading.Event) -> OutputPlan:
+    """Prove that an earlier output at *path* is still whole: its packets, their times and a strict decode, but no look at the pictures.
+
+    Returns *plan* with the size that the file really has, which ``max_size`` may have lowered. Raises VerifyError.
     """
     if plan.codec.name == "webp":
-        return _verify_still_container(path, plan, thumbnails, thumbnail)
-    packets = _packets(path, plan, ffmpeg)
+        sizes: list[tuple[int, int]] = []
+        _check_webp(path, plan, lambda _, image: sizes.append(image.size), exact_size=not plan.max_size)
+        width, height = sizes[0]
+    else:
+        _, (width, height) = _check_packets(path, plan, ffmpeg, stop, exact_size=not plan.max_size)
+        count = sum(1 for _ in _decoded(path, ffmpeg, stop))
+        if count != plan.pictures:
+            raise _refuse(f"it decodes to {count} pictures, {plan.pictures} were planned")
+    return replace(plan, width=width, height=height)
+
+
+def _check_packets(path: Path, plan: OutputPlan, ffmpeg: str, stop: threading.Event, *, exact_size: bool = True) -> tuple[Fraction, tuple[int, int]]:
+    """Hold the packets against the plan; return when the last one ends and the size of the pictures."""
+    packets, size = _packets(path, plan, ffmpeg, stop)
+    if exact_size:
+        _check_size(size, plan)
     if plan.codec.name == "apng" and plan.pictures == 1 == len(packets):
         # One picture makes an ordinary PNG, which says nothing of time.
         packets = [_Packet(start=Fraction(0), duration=plan.duration)]
@@ -86,33 +121,43 @@ def verify(
     end = max(packet.start + packet.duration for packet in packets)
     if plan.codec.muxer == "webm" and end < plan.duration:
         # Older ffmpeg does not store how long the last block lasts; the length in the header, which players go by, is right.
-        end = max(end, _header_duration(path, ffmpeg, plan.duration))
+        end = max(end, _header_duration(path, ffmpeg, plan.duration, stop))
     _check_end(end, plan)
-    judge = _Judge(plan, thumbnails)
-    for number, picture in enumerate(_decoded(path, ffmpeg, stop)):
-        judge.see(number, picture)
-    judge.close()
-    return Verified(pictures=judge.seen, duration=end, worst=judge.worst)
+    return end, size
 
 
 def _refuse(what: str) -> VerifyError:
     return VerifyError(f"the rendered file is not what was planned: {what}", hint="nothing was published; the frames are untouched")
 
 
-def _packets(path: Path, plan: OutputPlan, ffmpeg: str) -> list[_Packet]:
-    """The packets of the file in the order of their times; VerifyError for another codec, size or an unreadable file."""
+def _run(argv: Sequence[str], stop: threading.Event) -> subprocess.CompletedProcess[bytes]:
+    """Run ffmpeg out of the terminal's reach, and end it when *stop* is set or it takes too long."""
+    try:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    except OSError as error:
+        raise _refuse(f"{argv[0]} cannot be started to read it: {error.strerror}") from error
+    with process:
+        for _ in range(LISTING):
+            try:
+                out, said = process.communicate(timeout=1)
+                return subprocess.CompletedProcess(argv, process.returncode, out, said)
+            except subprocess.TimeoutExpired:
+                if stop.is_set():
+                    process.kill()
+                    raise Interrupted("stopped by the user") from None
+        process.kill()
+    raise _refuse(f"its packets cannot be listed in {LISTING} s")
+
+
+def _packets(path: Path, plan: OutputPlan, ffmpeg: str, stop: threading.Event) -> tuple[list[_Packet], tuple[int, int]]:
+    """The packets of the file in the order of their times, and its size; VerifyError for another codec or an unreadable file."""
     argv = [ffmpeg, "-hide_banner", "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file", "-i", f"file:{path}"]
     argv += ["-map", "0", "-c", "copy", "-f", "framecrc", "-"]
-    try:
-        ran = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=600)
-    except subprocess.TimeoutExpired as error:
-        raise _refuse("its packets cannot be listed in ten minutes") from error
-    except OSError as error:
-        raise _refuse(f"{ffmpeg} cannot be started to read it: {error.strerror}") from error
+    ran = _run(argv, stop)
     said = ran.stderr.decode("utf-8", "replace").strip()
     if ran.returncode or said:
         raise _refuse(f"it cannot be read ({said[:300] or f'status {ran.returncode}'})")
-    base = Fraction(0)
+    base, size = Fraction(0), (0, 0)
     packets: list[_Packet] = []
     for line in ran.stdout.decode("ascii", "replace").splitlines():
         if line.startswith("#"):
@@ -125,14 +170,15 @@ def _packets(path: Path, plan: OutputPlan, ffmpeg: str) -> list[_Packet]:
                 base = Fraction(value)
             elif name == "codec_id" and value != plan.codec.stream and (value, plan.pictures) != ("png", 1):
                 raise _refuse(f"it holds {value}, not {plan.codec.stream}")
-            elif name == "dimensions" and value != f"{plan.width}x{plan.height}":
-                raise _refuse(f"its pictures are {value}, not {plan.width}x{plan.height}")
+            elif name == "dimensions":
+                width, _, height = value.partition("x")
+                size = int(width), int(height)
             continue
         parts = [part.strip() for part in line.split(",")]
         if len(parts) >= 5:
             packets.append(_Packet(start=int(parts[2]) * base, duration=int(parts[3]) * base))
     packets.sort(key=operator.attrgetter("start"))
-    return packets
+    return packets, size
 
 
 def _check_times(packets: Sequence[_Packet], plan: OutputPlan) -> None:
@@ -144,10 +190,10 @@ def _check_times(packets: Sequence[_Packet], plan: OutputPlan) -> None:
             raise _refuse(f"picture {number} shows at {float(packet.start):.4f} s instead of {float(start):.4f} s")
 
 
-def _header_duration(path: Path, ffmpeg: str, planned: Fraction) -> Fraction:
+def _header_duration(path: Path, ffmpeg: str, planned: Fraction, stop: threading.Event) -> Fraction:
     """The length that the container's header states: *planned* when it agrees with that to the hundredth of a second that ffmpeg prints."""
     argv = [ffmpeg, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-i", f"file:{path}"]
-    said = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False).stderr.decode("utf-8", "replace")
+    said = _run(argv, stop).stderr.decode("utf-8", "replace")
     found = re.search(r"Duration: (\d+):(\d+):(\d+\.\d+)", said)
     if not found:
         return Fraction(0)
@@ -165,7 +211,7 @@ def _slack(plan: OutputPlan) -> Fraction:
     return Fraction(1, plan.codec.timescale or 1000) + Fraction(1, 10000)
 
 
-def _decoded(path: Path, ffmpeg: str, stop: threading.Event | None) -> Iterator[bytes]:
+def _decoded(path: Path, ffmpeg: str, stop: threading.Event) -> Iterator[bytes]:
     """Thumbnails of every picture of the file, strictly decoded, in order; VerifyError at the first fault."""
     argv = [ffmpeg, "-hide_banner", "-nostdin", "-v", "error", "-xerror", "-err_detect", "explode", "-protocol_whitelist", "file"]
     # Times were checked with the packets; numbers instead of them keep uneven ones from colliding in a guessed time base.
@@ -186,7 +232,7 @@ def _decoded(path: Path, ffmpeg: str, stop: threading.Event | None) -> Iterator[
         while picture := process.stdout.read(size):
             if len(picture) < size:
                 raise _refuse("its last picture is cut short")
-            if stop is not None and stop.is_set():
+            if stop.is_set():
                 raise Interrupted("stopped by the user")
             watchdog.cancel()
             watchdog = threading.Timer(SILENCE, process.kill)
@@ -306,44 +352,38 @@ def _expected(plan: OutputPlan) -> Iterator[Mix]:
     timeline = plan.timeline
     if plan.variable:
         yield from timeline.feed()
-    elif plan.codec.video:
+    elif not plan.codec.holds_by_delay:
         yield from (timeline.picture(number) for number in range(timeline.total))
     else:
         yield from (timeline.picture(timeline.head + number) for number in range(timeline.pictures))
 
 
-def _verify_still_container(path: Path, plan: OutputPlan, thumbnails: Sequence[bytes], thumbnail: Callable[[object], bytes]) -> Verified:
-    """The same for animated WebP, which not every ffmpeg decodes: Pillow reads it. Equal neighbours may have become one picture."""
+def _check_webp(path: Path, plan: OutputPlan, see: Callable[[int, Image.Image], None], *, exact_size: bool = True) -> Fraction:
+    """The same for animated WebP, which not every ffmpeg decodes: Pillow reads it. *see* gets every picture; returns when the last one ends."""
     from PIL import Image
 
-    slack = _slack(plan)
-    planned = list(zip(plan.starts(), _expected(plan), strict=True))
-    judge = _Judge(plan, thumbnails)
+    starts = plan.starts()
     clock = Fraction(0)
-    shown = 0
     try:
         with Image.open(path, formats=("WEBP",)) as image:
-            if image.size != (plan.width, plan.height):
-                raise _refuse(f"its pictures are {image.size[0]}x{image.size[1]}, not {plan.width}x{plan.height}")
+            if exact_size:
+                _check_size(image.size, plan)
             count = int(getattr(image, "n_frames", 1))
-            for number in range(count):
+            if count != len(starts):
+                raise _refuse(f"it has {count} pictures, {len(starts)} were planned")
+            for number, start in enumerate(starts):
                 image.seek(number)
                 image.load()
-                lasts = Fraction(round(image.info.get("duration", 0)), 1000) if count > 1 else plan.duration
-                picture = thumbnail(image.convert("RGB"))
-                matched = 0
-                while shown < len(planned) and planned[shown][0] < clock + lasts - slack:
-                    if not matched and abs(planned[shown][0] - clock) > slack:
-                        raise _refuse(f"picture {number} shows at {float(clock):.3f} s instead of {float(planned[shown][0]):.3f} s")
-                    judge.compare(shown, planned[shown][1], picture)
-                    shown += 1
-                    matched += 1
-                if not matched:
-                    raise _refuse(f"it has a picture at {float(clock):.3f} s that was not planned")
-                clock += lasts
+                if abs(start - clock) > _slack(plan):
+                    raise _refuse(f"picture {number} shows at {float(clock):.3f} s instead of {float(start):.3f} s")
+                see(number, image.convert("RGB"))
+                clock += Fraction(round(image.info.get("duration", 0)), 1000) if count > 1 else plan.duration
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise _refuse(f"it does not decode without an error ({error})") from error
-    if shown != len(planned):
-        raise _refuse(f"it shows {shown} of the {len(planned)} pictures that were planned")
     _check_end(clock, plan)
-    return Verified(pictures=count, duration=clock, worst=judge.worst)
+    return clock
+
+
+def _check_size(size: tuple[int, int], plan: OutputPlan) -> None:
+    if size != (plan.width, plan.height):
+        raise _refuse(f"its pictures are {size[0]}x{size[1]}, not {plan.width}x{plan.height}")

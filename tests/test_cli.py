@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from stepwatch.cli import SEVERITY, cli, worst
 from tests.conftest import MakeRun
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "config").rglob("*") if path.suffix in {".yaml", ".md", ".json"})]
+"""Everything that tells people what to type."""
 QUICK = ("--set", "timeline.duration=1s", "--set", "timeline.hold_last=0s", "--set", "timeline.fps=10")
 """A policy whose animations are made in no time."""
 
@@ -108,6 +111,17 @@ def test_every_command_has_help_and_the_common_options(names: tuple[str, ...]) -
     assert one.help
     options = {option for parameter in one.params for option in parameter.opts}
     assert {"-c", "--config", "--json", "-q", "--quiet", "-v", "--verbose", "--version"} <= options
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_that_our_pages_name_is_there(page: Path) -> None:
+    """Readers type what README, samples and reference say."""
+    known = {" ".join(names) for names in commands()}
+    groups = {name.split()[0] for name in known if " " in name}
+    for line in re.findall(r"(?:`|\./dev )stepwatch ([^`\n]*)", page.read_text()):
+        words = [word for word in line.split() if re.fullmatch("[a-z]+", word)]
+        if words and not line.startswith("-"):
+            assert " ".join(words[: 2 if words[0] in groups else 1]).removesuffix(",") in known, line
 
 
 def test_version(stepwatch: Stepwatch) -> None:
@@ -209,6 +223,7 @@ def test_render_json(stepwatch: Stepwatch, make_run: MakeRun, ffmpeg: str) -> No
     assert answer["schema"] == 1
     assert "errors" not in answer
     (one,) = answer["runs"]
+    assert "commands" not in one
     assert {"run", "dir", "phase", "reason", "frames", "outputs", "cleared", "seconds"} <= set(one)
     assert (one["run"], one["dir"], one["phase"], one["cleared"]) == (run.name, str(run), "rendered", 0)
     assert (one["frames"]["found"], one["frames"]["shown"], one["frames"]["missing"]) == (5, 4, [4])
@@ -246,6 +261,27 @@ def test_no_frames_there(stepwatch: Stepwatch, tmp_path: Path, name: str, says: 
     answer = json.loads(stepwatch("render", name, "--json").out)
     assert answer["runs"] == []
     assert [(error["dir"], error["code"]) for error in answer["errors"]] == [(name, 66)]
+
+
+@pytest.mark.parametrize("command", ["render", "inspect"])
+def test_a_folder_without_runs_says_what_it_holds(stepwatch: Stepwatch, make_run: MakeRun, tmp_path: Path, command: str) -> None:
+    """Images that no layout explains are counted, and the key that explains them is named; an unusable run.json is named with its fault."""
+    make_run(tmp_path / "shots" / "deep", names="frame-{index:02d}-final.png", sidecar=None)
+    done = stepwatch(command, "shots")
+    assert (done.code, done.out) == (66, "")
+    assert "shots holds no run" in done.err
+    assert "6 images" in done.err
+    assert "frame-00-final.png" in done.err
+    assert "frames.pattern" in done.err
+    assert "stepwatch inspect" not in done.err
+    pattern = r"frames.pattern=frame-(?P<step>[0-9]+)-final\.png"
+    assert stepwatch("inspect", "shots", "--set", pattern).code == 0
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "run.json").write_text("{}")
+    unusable = stepwatch(command, "begun")
+    assert unusable.code == 66
+    assert 'run.json is not used: the key "schema" is missing' in unusable.err
+    assert "images" not in unusable.err
 
 
 def test_one_wrong_folder_does_not_stop_the_others(stepwatch: Stepwatch, make_run: MakeRun, ffmpeg: str) -> None:
@@ -286,6 +322,21 @@ def test_output_into_a_folder(stepwatch: Stepwatch, make_run: MakeRun, tmp_path:
     assert stepwatch("render", run, *QUICK, "-o", "there").path == tmp_path / "there" / "4242-a slender rocket at dusk.mp4"
     assert stepwatch("render", run, *QUICK, "-o", "new/deep/").path == tmp_path / "new" / "deep" / "4242-a slender rocket at dusk.mp4"
     assert not (run / "animation").exists()
+
+
+@pytest.mark.parametrize("place", ["there/", "there/clip.mp4"])
+def test_output_elsewhere_needs_no_folder_in_the_watched_one(
+    stepwatch: Stepwatch, make_run: MakeRun, tmp_path: Path, ffmpeg: str, place: str
+) -> None:
+    """A link named animation that leads out is refused (78) until -o, or --set, says where to."""
+    run = make_run()
+    (tmp_path / "disk").mkdir()
+    (run / "animation").symlink_to(tmp_path / "disk")
+    for refused in (stepwatch("render", run, *QUICK), stepwatch("inspect", run)):
+        assert (refused.code, refused.out) == (78, "")
+        assert "leads out of the watched folder" in refused.err
+    assert stepwatch("render", run, *QUICK, "-o", place).path.parent == tmp_path / "there"
+    assert not list((tmp_path / "disk").iterdir())
 
 
 def test_output_into_a_file(stepwatch: Stepwatch, make_run: MakeRun, tmp_path: Path, ffmpeg: str) -> None:
@@ -387,6 +438,19 @@ def test_a_broken_run_does_not_stop_the_others(stepwatch: Stepwatch, make_run: M
     assert "run broken" in done.err
 
 
+def test_a_run_that_has_just_begun_is_no_error_beside_others(stepwatch: Stepwatch, make_run: MakeRun, tmp_path: Path, ffmpeg: str) -> None:
+    """A run.json without frames is told of and costs no exit code, unless its DIR holds no frame at all."""
+    make_run(tmp_path / "runs" / "begun", steps=0, state="running")
+    alone = stepwatch("render", "runs", *QUICK)
+    assert (alone.code, alone.out) == (66, "")
+    make_run(tmp_path / "runs" / "good")
+    done = stepwatch("render", "runs", *QUICK, "-o", "clip.mp4")
+    assert done.code == 0
+    assert done.path == tmp_path / "clip.mp4"
+    assert "run begun" in done.err
+    assert stepwatch("render", "runs", "runs/begun", *QUICK).code == 66
+
+
 def test_the_gravest_code_wins() -> None:
     """Several runs end with the code that matters most."""
     assert worst([]) == 0
@@ -431,6 +495,49 @@ def test_interrupted_leaves_nothing_behind(make_run: MakeRun, tmp_path: Path, ff
     assert (process.returncode, out) == (130, b"")
     assert b"Traceback" not in err
     assert contents(run) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("module", ["click", "stepwatch.store", "pydantic"])
+def test_interrupted_before_anything_has_begun(make_run: MakeRun, tmp_path: Path, number: signal.Signals, module: str) -> None:
+    """While modules are still being loaded, before any frame is read: 130, and no traceback."""
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "sitecustomize.py").write_text(f"""
+import os, sys
+class Signal:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Signal())
+""")
+    run = make_run()
+    (run / "stepwatch.yaml").write_text("create: false\n")
+    paths = f"{ROOT}{os.pathsep}{tmp_path / 'hooks'}"
+    done = subprocess.run(command("render", run, *QUICK), env=environment({"PYTHONPATH": paths}), capture_output=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert done.stdout == b""
+    assert done.stderr.strip() in (b"", b"stepwatch: interrupted")
+
+
+def test_the_script_begins_where_the_module_does() -> None:
+    """What pip installs as `stepwatch` listens to signals as early as `python -m stepwatch`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"stepwatch": "stepwatch.__main__:main"}
+
+
+def test_who_ignores_a_signal_goes_on_ignoring_it(make_run: MakeRun, tmp_path: Path, ffmpeg: str) -> None:
+    """Under nohup the end of the terminal ends nothing."""
+    run = make_run()
+    mark = tmp_path / "started"
+    slow = fake_ffmpeg(tmp_path, ffmpeg, f"touch '{mark}'; sleep 0.5")
+    nohup = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"]
+    process = subprocess.Popen([*nohup, *command("render", run, *QUICK)], env=environment({"STEPWATCH_FFMPEG": slow}), stdout=subprocess.PIPE)
+    wait_for(mark.exists)
+    process.send_signal(signal.SIGHUP)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert Path(out.decode().strip()).exists()
 
 
 def test_a_second_interrupt_ends_at_once(make_run: MakeRun, tmp_path: Path, ffmpeg: str) -> None:
@@ -598,10 +705,14 @@ def test_demo(stepwatch: Stepwatch, tmp_path: Path, ffmpeg: str) -> None:
     assert contents(tmp_path) == before
 
 
-def test_demo_ignores_policy_further_up(stepwatch: Stepwatch, tmp_path: Path, ffmpeg: str) -> None:
-    """A stepwatch.yaml above decides how the clip looks, never where the demo's animation lies."""
-    (tmp_path / "stepwatch.yaml").write_text("timeline: {duration: 1s, fps: 10}\noutputs: [{codec: h264, dir: far/away}]\n")
-    assert stepwatch("demo").path.parent == tmp_path / "stepwatch-demo" / "animation"
+def test_demo_depends_on_nothing_around_it(stepwatch: Stepwatch, tmp_path: Path, ffmpeg: str) -> None:
+    """No stepwatch.yaml above, valid or not, and no service file has a say in the demo."""
+    (tmp_path / "stepwatch.yaml").write_text("create: false\ncleanup: {intermediates: delete}\nno such key: 1\n")
+    (tmp_path / "settings" / "stepwatch").mkdir(parents=True)
+    (tmp_path / "settings" / "stepwatch" / "service.yaml").write_text(f"watch: [{tmp_path}]\npolicy: {{create: false}}\nffmpeg: /nowhere\n")
+    done = stepwatch("demo", env={"XDG_CONFIG_HOME": str(tmp_path / "settings")})
+    assert done.code == 0, done.err
+    assert done.path.parent == tmp_path / "stepwatch-demo" / "animation"
 
 
 def test_demo_where_nothing_can_be_written(stepwatch: Stepwatch, tmp_path: Path) -> None:
@@ -707,6 +818,22 @@ def test_config_show_tells_where_a_value_comes_from(stepwatch: Stepwatch, tmp_pa
     assert re.search(r"duration: 6s +# .*stepwatch.yaml:2", shown)
     assert re.search(r"fps: 24 +# --set", shown)
     assert stepwatch("config", "show", "nowhere").code == 66
+
+
+def test_config_show_knows_the_sidecar(stepwatch: Stepwatch, make_run: MakeRun, tmp_path: Path) -> None:
+    """What a run.json wishes is a layer like the others, with its origin; what it is refused, and what is wrong with it, is told."""
+    wishes = {"timeline": {"duration": "4s", "fps": 12}, "cleanup": {"intermediates": "delete"}, "size": {"scal": 3}}
+    run = make_run(sidecar={"stepwatch": wishes, "infotext": 7})
+    done = stepwatch("config", "show", run, "--set", "timeline.fps=24")
+    assert done.code == 0
+    assert re.search(r"duration: 4s +# run.json$", done.out, re.MULTILINE)
+    assert re.search(r"fps: 24 +# --set$", done.out, re.MULTILINE)
+    assert re.search(r"intermediates: keep +# default$", done.out, re.MULTILINE)
+    for words in ("cleanup.intermediates: ignored", "size.scal: there is no such key", "infotext is ignored"):
+        assert any(line.startswith("# warning: ") and words in line for line in done.out.splitlines()), done.out
+    assert json.loads(stepwatch("config", "show", run, "--json").out)["origins"]["timeline.fps"] == "run.json"
+    (run / "run.json").write_text("{")
+    assert "# warning: run.json is not used" in stepwatch("config", "show", run).out
 
 
 @pytest.mark.parametrize("kind", ["stepwatch", "service"])

@@ -471,11 +471,6 @@ def test_any_name_will_do(tmp_path: Path, name: bytes) -> None:
     assert caught.value.name == text
 
 
-def test_printable_escapes_what_a_terminal_would_obey() -> None:
-    """Row 20: control characters and undecodable bytes are shown, ordinary letters stay."""
-    assert frames.printable("é😀 a\x1b[31m\n\udcff\u202e") == r"é😀 a\x1b[31m\n\xff\u202e"
-
-
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
 def test_an_ill_disk_is_not_a_damaged_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """When the machine cannot read, no frame is called damaged for it."""

@@ -308,13 +308,13 @@ def test_what_a_crash_left_is_never_adopted(make_run, ffmpeg: str, tmp_path: Pat
     script = textwrap.dedent(
         """
         import os, sys, signal
-        from stepwatch import visit, cli
-        original = visit._Feed.advance
+        from stepwatch import cli, passes
+        original = passes._Feed.advance
         def advance(self, position, images):
             original(self, position, images)
             if position == 6:
                 os.kill(os.getpid(), signal.SIGKILL)
-        visit._Feed.advance = advance
+        passes._Feed.advance = advance
         cli.main(["render", sys.argv[1]])
         """
     )

@@ -46,6 +46,7 @@ TICK = {"vp9": Fraction(1, 1000), "gif": Fraction(1, 100), "webp": Fraction(1, 1
 """Seconds: the steps in which a container counts, where they are too coarse for the pictures' times."""
 FASTEST = {"gif": 50, "webp": 100}
 PILLOW = ("gif", "webp", "apng")
+DELAYS = ("gif", "webp")
 LOSS = {"h264": 4.0, "h265": 7.0, "av1": 9.0, "vp9": 5.0, "prores": 2.5, "gif": 6.0, "webp": 4.0, "apng": 1.0}
 """Mean difference of luma (levels of 255) that may come from the encoder, for pictures as tiny and as busy as these."""
 
@@ -131,10 +132,10 @@ class Case:
         """Seconds at which each picture of the file begins."""
         head, moving, tail = self.parts(codec)
         rate, places = self.rate(codec), len(self.order)
-        if self.mode == "none" or (places == 1 and codec in PILLOW):
+        if self.mode == "none" or (places == 1 and codec in DELAYS):
             count = min(places, moving)
             times = [head / rate + Fraction(number * moving, count) / rate for number in range(count)]
-        elif codec in PILLOW:
+        elif codec in DELAYS:
             times = [(head + number) / rate for number in range(moving)]
         else:
             return [number / rate for number in range(head + moving + tail)]
@@ -534,7 +535,7 @@ def test_mci_passes_through_the_source_images(each_ffmpeg: str, count: int) -> N
 # -- a size to be met
 
 
-@pytest.mark.parametrize(("codec", "share"), [("h264", 0.75), ("h264", 0.5), ("webp", 0.5), ("gif", 0.5)])
+@pytest.mark.parametrize(("codec", "share"), [("h264", 0.75), ("h264", 0.5), ("webp", 0.7), ("gif", 0.5)])
 def test_max_size_is_met_and_used(tmp_path: Path, ffmpeg: str, codec: str, share: float) -> None:
     """The file is not larger than the limit and fills most of it, with every picture of the timeline; a gif gets there by fewer pixels."""
     case = Case(mode="blend", duration=Fraction(3))
@@ -557,10 +558,10 @@ def test_a_limit_that_cannot_be_met_is_an_error(tmp_path: Path, ffmpeg: str, cod
     folder = write_scenes(tmp_path / "run", 6)
     result = render(folder, ffmpeg, "timeline.duration=500ms", f"outputs=[{{codec: {codec}, max_size: 400}}]")
     assert (result.phase, result.exit_code) == ("render-failed", 1)
-    found = re.search(r"max_size 400 bytes cannot be met: the smallest of (\d+) encodes has (\d+) bytes", result.reason)
+    found = re.search(r"max_size 400 bytes cannot be met: the smallest of (\d+) encodes? has (\d+) bytes", result.reason)
     assert found
     assert int(found[2]) > 400
-    assert not list((folder / "animation").iterdir())
+    assert not (folder / "animation").exists()
 
 
 @pytest.mark.parametrize("codec", ["h265", "av1"])

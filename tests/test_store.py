@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from stepwatch import store
 from stepwatch.core.model import Outcome, Run
 from stepwatch.core.naming import output_stem
 from stepwatch.errors import ConfigError, EnvironmentFault, NoFramesError, PublishError
+from stepwatch.tags import embed
 
 REAL_RUNS = Path(__file__).parents[2] / "shared" / "frames"
 
@@ -176,6 +178,149 @@ def test_a_single_numbered_image_beside_a_run_is_left_out_of_a_guess(tmp_path: P
     assert (run.key.group, names(run)) == ("", ["step_1.png", "step_2.png"])
     assert run.notes == ("left out, no part of a run: cover1.png",)
     assert [run.key.group for run in find(tmp_path, "numbered")] == ["cover", "step_"]
+
+
+def test_runs_of_several_layouts_in_one_folder_are_all_found(tmp_path: Path) -> None:
+    """Nothing in a flat folder that several hosts write into is lost: each run has its own layout, and what is no frame is named once."""
+    write(tmp_path, *(f"{index:05d}.jpg" for index in range(5)), "final.png", "cover1.png", "notes.txt")
+    write(tmp_path, *(f"0000{index:03d}-{seed}-a cat.png" for index in range(3) for seed in (12, 123)))
+    write(tmp_path, *(f"0000{number}-{index:03d}-42.png" for index in range(4) for number in (1, 2)))
+    write(tmp_path, *(f"{name}_{index:05d}_.png" for index in (1, 2) for name in ("cat", "dog")))
+    runs = find(tmp_path)
+    assert [(run.layout, run.key.group, len(run.frames), run.guessed) for run in runs] == [
+        ("numbered", "", 5, True),
+        ("steps-animation", "0000-12-a cat", 3, True),
+        ("steps-animation", "0000-123-a cat", 3, True),
+        ("save-intermediate", "00001-42", 4, True),
+        ("save-intermediate", "00002-42", 4, True),
+        ("comfyui", "cat", 2, True),
+        ("comfyui", "dog", 2, True),
+    ]
+    assert [note for run in runs for note in run.notes] == ["left out, no part of a run: cover1.png, final.png"]
+    assert len({run.run_id for run in runs}) == 7
+
+
+def test_images_that_a_pattern_does_not_match_are_counted(tmp_path: Path) -> None:
+    """Somebody who set a pattern hears which images it leaves out, and only once."""
+    write(tmp_path, *(f"{name}_{index:05d}_.png" for index in (1, 2) for name in ("cat", "dog")), *(f"f{index}.png" for index in range(7)))
+    cat, dog = find(tmp_path, "comfyui")
+    assert cat.notes == ("left out, 7 images not named as frames.pattern says (comfyui): f0.png, f1.png, f2.png, f3.png, f4.png ...",)
+    assert dog.notes == ()
+    cat, dog = find(tmp_path, r"(?P<run>cat|dog)_(?P<step>0000\d)_\.png")
+    assert cat.notes[0].startswith(r"left out, 7 images not named as frames.pattern says ((?P<run>cat|dog)_(?P<step>0000\d)_\.png): f0.png")
+    (tmp_path / "cat_00001_.png").rename(tmp_path / "first.png")
+    (run,) = find(tmp_path, r"(cat|f|dog)(_0000)?(?P<step>\d)_?\.png")
+    assert run.notes[-1].startswith("left out, 1 image not named as frames.pattern says (")
+
+
+def test_a_run_of_steps_animation_carries_the_seed_and_prompt_of_its_names(tmp_path: Path) -> None:
+    """Where the frames hold no text, their names still tell; an appended run has the first part's."""
+    write(tmp_path, "0101000-12-cat.png", "0101001-12-cat.png", "0201000-13-.png")
+    for pattern in (None, "steps-animation"):
+        runs = find(tmp_path, pattern)
+        assert [(run.seed_hint, run.prompt_hint) for run in runs] == [(12, "cat"), (13, None)]
+    appended = store.append_runs(tmp_path, runs)
+    assert (appended.seed_hint, appended.prompt_hint) == (12, "cat")
+
+
+def save_webp(path: Path, pictures: int = 1, exif: bytes = b"") -> None:
+    """Write a WebP of so many pictures."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *others = (Image.new("RGB", (16, 16), (50 * number, 0, 0)) for number in range(pictures))
+    first.save(path, save_all=pictures > 1, append_images=others, exif=exif)
+
+
+def save_output(path: Path, pictures: int = 1, tags: Mapping[str, str] | None = None) -> None:
+    """Write a WebP as stepwatch publishes it."""
+    bare = path.with_suffix(".bare")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_webp(path.with_suffix(".bare.webp"), pictures)
+    path.with_suffix(".bare.webp").rename(bare)
+    embed(bare, "webp", {"stepwatch": '{"run":"r"}'} if tags is None else tags, path)
+    bare.unlink()
+
+
+LONG_TAGS = {
+    "stepwatch": '{"run":"r"}',
+    "parameters": "a cat " * 9000,
+    "prompt": '{"3": "cat"}' * 3000,
+    "workflow": "[1]" * 9000,
+    "title": "cat",
+    "artist": "me",
+}
+
+
+@pytest.mark.parametrize("tags", [None, LONG_TAGS])
+@pytest.mark.parametrize("pictures", [1, 3])
+@pytest.mark.parametrize("pattern", [None, "numbered"])
+def test_our_own_outputs_are_never_frames(tmp_path: Path, pictures: int, pattern: str | None, tags: Mapping[str, str] | None) -> None:
+    """An animation left in a folder that is no output folder any more makes no run there and joins none, nor does one of a single picture."""
+    save_output(tmp_path / "old" / "2026-1-aaaaa1.webp", pictures, tags)
+    save_output(tmp_path / "run" / "7.webp", pictures, tags)
+    write(tmp_path / "run", "1.png", "2.png")
+    run = find_one(tmp_path, pattern)
+    assert names(run) == ["1.png", "2.png"]
+    assert run.notes == ("left out, an animation and no frame: 7.webp",)
+
+
+def test_still_webp_frames_are_frames_whatever_their_exif(tmp_path: Path) -> None:
+    """A host's own text in a WebP is no stamp of ours, and neither a cut nor a lying file stops the listing."""
+    exif = Image.Exif()
+    exif[0x010D], exif[0x010F] = "somebody's document", "workflow:{}"
+    save_webp(tmp_path / "1.webp")
+    save_webp(tmp_path / "2.webp", exif=exif.tobytes())
+    Image.new("RGBA", (16, 16)).save(tmp_path / "3.webp", lossless=True, exif=exif.tobytes())
+    whole = (tmp_path / "2.webp").read_bytes()
+    (tmp_path / "4.webp").write_bytes(whole[:24])
+    (tmp_path / "5.webp").write_bytes(whole[:30] + b"ALPH" + b"\xff" * 4)
+    (tmp_path / "6.webp").write_bytes(whole[:30] + b"EXIF\x0c\0\0\0MM\0*\0\0\0\x08\0\1\1\x0d")
+    write(tmp_path, "7.webp", content=b"")
+    assert steps(find_one(tmp_path)) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_an_animated_png_is_no_frame_of_a_guess(tmp_path: Path) -> None:
+    """An apng under the suffix of stills makes no run; where a policy says that it is a frame, the survey will say what is wrong with it."""
+    first, second = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), (255, 0, 0))
+    first.save(tmp_path / "clip1.png", save_all=True, append_images=[second])
+    first.save(tmp_path / "bare.apng", format="PNG", save_all=True, append_images=[second])
+    embed(tmp_path / "bare.apng", "apng", LONG_TAGS, tmp_path / "clip2.png")
+    assert find(tmp_path) == []
+    assert names(find_one(tmp_path, "numbered")) == ["clip1.png", "clip2.png"]
+    write(tmp_path, "clip3.png", "clip4.png")
+    assert names(find_one(tmp_path)) == ["clip3.png", "clip4.png"]
+
+
+def test_a_sidecar_without_a_format_takes_no_animation_for_a_frame(tmp_path: Path) -> None:
+    """Outputs in the run's own folder stay outputs."""
+    write_sidecar(tmp_path, frames={})
+    write(tmp_path, "0.webp", "1.png")
+    save_output(tmp_path / "2.webp")
+    assert names(find_one(tmp_path)) == ["0.webp", "1.png"]
+
+
+def test_a_folder_named_animation_is_not_guessed_at(tmp_path: Path) -> None:
+    """What lies in the default output folder is output, unless somebody says otherwise: DIR itself, a pattern, or a sidecar."""
+    write(tmp_path / "animation", "1.png", "2.png")
+    write(tmp_path / "animation" / "shot", "1.png", "2.png")
+    assert find_one(tmp_path).name == "shot"
+    assert [run.name for run in find(tmp_path / "animation")] == ["animation", "shot"]
+    assert [run.name for run in find(tmp_path, "numbered")] == ["animation", "shot"]
+    write_sidecar(tmp_path / "animation", frames={})
+    assert [run.name for run in find(tmp_path)] == ["animation", "shot"]
+
+
+def test_images_that_make_no_run_are_counted(tmp_path: Path) -> None:
+    """Where nothing is found, the caller can say whether images are there at all; counting ends at its limit."""
+    write(tmp_path, "cat.png", "dog.jpg", "notes.txt", ".hidden.png")
+    write(tmp_path / "deep" / "er", "bird.webp")
+    write(tmp_path / ".trash", "1.png")
+    write(tmp_path / "animation", "fish.png")
+    save_output(tmp_path / "out" / "7.webp", 2)
+    assert find(tmp_path) == []
+    assert store.images_below(tmp_path, 100) == 4
+    assert store.images_below(tmp_path, 2) == 2
+    assert store.images_below(tmp_path / "animation", 100) == 1
+    assert store.images_below(tmp_path / "nowhere", 100) == 0
 
 
 def test_a_folder_that_is_not_there_is_no_frames(tmp_path: Path) -> None:

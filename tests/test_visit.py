@@ -232,7 +232,7 @@ def test_a_frame_that_changes_while_it_is_rendered_fails_the_render(make_run, ma
     [result] = render(folder, ffmpeg)
     assert result.exit_code == 1
     assert "00002.png changed" in result.reason
-    assert published(folder) == []
+    assert not (folder / "animation").exists()
 
 
 def test_an_interrupt_leaves_nothing_behind(make_run, ffmpeg: str, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
@@ -249,7 +249,7 @@ def test_an_interrupt_leaves_nothing_behind(make_run, ffmpeg: str, monkeypatch: 
     monkeypatch.setattr(frames, "decode", decode)
     with pytest.raises(Interrupted):
         render(folder, ffmpeg, "outputs=[h264, gif]", stop=stop)
-    assert published(folder) == []
+    assert not (folder / "animation").exists()
 
 
 def test_a_name_that_is_taken_meanwhile_is_not_overwritten(make_run, ffmpeg: str, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
@@ -293,3 +293,77 @@ def test_a_gif_loops_and_lasts_exactly_as_long_as_planned(make_run, ffmpeg: str)
             total += image.info["duration"]
         assert image.info["loop"] == 0
     assert total == 3500
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp9", "gif", "webp"])
+def test_an_animation_that_was_cut_since_does_not_count_as_there(make_run, ffmpeg: str, codec: str) -> None:  # type: ignore[no-untyped-def]
+    """What a file says of itself stands at its start; the rest of it is looked at too before nothing is rendered."""
+    folder = make_run(steps=6)
+    [first] = render(folder, ffmpeg, f"outputs={codec}")
+    path = Path(str(first.outputs[0].path))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    observer = Listener()
+    [second] = render(folder, ffmpeg, f"outputs={codec}", observer=observer)
+    assert not second.outputs[0].exists
+    assert second.outputs[0].path != str(path)
+    assert path.read_bytes() == content[: len(content) * 2 // 3], "a file that is not ours any more is left alone"
+
+
+def test_an_animation_that_had_to_fit_is_found_again(make_run, ffmpeg: str) -> None:  # type: ignore[no-untyped-def]
+    """With max_size the file may be smaller than planned in every respect; it is the same animation all the same."""
+    folder = make_run(steps=6, size=(64, 48))
+    limit = "outputs=[{codec: gif, max_size: 10kB}]"
+    [first] = render(folder, ffmpeg, limit)
+    [second] = render(folder, ffmpeg, limit)
+    assert first.exit_code == 0, first.reason
+    assert second.outputs[0].exists
+    assert second.outputs[0].width == first.outputs[0].width < 64
+
+
+def test_frames_that_are_not_shown_are_proved_all_the_same(make_run, ffmpeg: str) -> None:  # type: ignore[no-untyped-def]
+    """40 images in 10 pictures: a damaged one among those that no picture shows is named, and fails the render where the policy says so."""
+    folder = make_run(steps=40)
+    whole = (folder / "00002.png").read_bytes()
+    (folder / "00002.png").write_bytes(whole[: len(whole) * 2 // 3])
+    [result] = render(folder, ffmpeg, "timeline.fps=10", "timeline.interpolation=none")
+    assert result.damaged == ("00002.png",)
+    [result] = render(folder, ffmpeg, "timeline.fps=10", "timeline.interpolation=none", "frames.damaged=fail")
+    assert (result.exit_code, result.damaged, result.shown) == (1, ("00002.png",), 0)
+
+
+def test_a_failed_render_leaves_no_folder_and_shows_nothing(make_run, ffmpeg: str) -> None:  # type: ignore[no-untyped-def]
+    """What was made for an animation that did not come goes again; the result names what was damaged."""
+    folder = make_run(steps=3)
+    (folder / "00001.png").write_bytes(b"")
+    [result] = render(folder, ffmpeg, "frames.damaged=fail", "outputs=[{codec: h264, dir: a/b/c}]")
+    assert (result.exit_code, result.shown, result.damaged) == (1, 0, ("00001.png",))
+    [result] = render(folder, ffmpeg, "outputs=[{codec: gif, max_size: 10}]")
+    assert "the smallest of" in result.reason
+    assert not (folder / "animation").exists()
+
+
+def test_holds_are_pictures_in_an_apng_and_delays_in_a_gif(make_run, ffmpeg: str) -> None:  # type: ignore[no-untyped-def]
+    """gif and webp count in ticks of their own; every other container has fps pictures in each second, holds included."""
+    folder = make_run(steps=6)
+    [result] = render(folder, ffmpeg, "outputs=[h264, apng, gif, webp]", "timeline.hold_last=1s")
+    assert [output.frames for output in result.outputs] == [60, 60, 30, 30]
+    for output in result.outputs[1:]:
+        with Image.open(str(output.path)) as image:
+            assert getattr(image, "n_frames", 1) == output.frames
+
+
+def test_an_interrupt_during_verification_is_an_interrupt(make_run, ffmpeg: str, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """Not a render that failed."""
+    folder = make_run(steps=6)
+    stop = threading.Event()
+    original = store.fsync_file
+
+    def fsync(path: Path) -> None:
+        original(path)
+        stop.set()
+
+    monkeypatch.setattr(store, "fsync_file", fsync)
+    with pytest.raises(Interrupted):
+        render(folder, ffmpeg, stop=stop)
+    assert not (folder / "animation").exists()

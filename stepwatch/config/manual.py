@@ -136,7 +136,7 @@ def facts(resolved: Resolved) -> dict[str, object]:
         "policy": _plain_section(resolved.policy),
         "origins": dict(resolved.origins),
         "output_dirs": [display(place) for place in resolved.output_dirs],
-        "warnings": list(resolved.warnings),
+        "warnings": [*resolved.warnings, *resolved.astray],
     }
 
 
@@ -157,7 +157,7 @@ def show(resolved: Resolved) -> str:
     """Write a resolved policy as a stepwatch.yaml that gives the same policy again, each value with its origin as a comment."""
     lines = [f"# watched folder: {display(resolved.watched)}"]
     lines += [f"# output {index}: {display(place)}" for index, place in enumerate(resolved.output_dirs)]
-    lines += [f"# warning: {warning}" for warning in resolved.warnings]
+    lines += [f"# warning: {warning}" for warning in (*resolved.warnings, *resolved.astray)]
     values = _plain_section(resolved.policy)
     # fps_in rules; both in one file would be a complaint. The same for a preset, which has been worked in already.
     silent = {"timeline.duration"} if resolved.policy.timeline.fps_in is not None else {"timeline.fps_in"}
@@ -191,8 +191,17 @@ def _shown_section(values: Mapping[str, object], key: str, indent: str, origins:
     return lines
 
 
+# Other readers of our files (editors, PyYAML) know more numbers, dates and booleans than the strict loader: only what nobody takes for one is bare.
+_BARE = re.compile(
+    r"[A-Za-z][A-Za-z0-9._/+-]*"  # words
+    r"|(/|\.{1,2}/|~/)[A-Za-z0-9._/+-]*"  # paths
+    r"|([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h|d|w|KB|MB|GB))+|[0-9]+/[0-9]+|[1-9][0-9]*x[1-9][0-9]*"  # durations, sizes, rates, scales
+)
+_NOT_BARE = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+
+
 def scalar(value: object) -> str:
-    """Write one value as YAML that the strict loader reads back as the same value."""
+    """Write one value as YAML that the strict loader, and any other, reads back as the same value."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -201,7 +210,7 @@ def scalar(value: object) -> str:
         return "{" + ", ".join(f"{key}: {scalar(member)}" for key, member in value.items()) + "}"
     if not isinstance(value, str):
         return str(value)
-    if re.fullmatch(r"[A-Za-z0-9./_~][A-Za-z0-9./_+-]*", value) and isinstance(strict_yaml.plain(value), str):
+    if _BARE.fullmatch(value) and value.lower() not in _NOT_BARE:
         return value
     escaped = (char if char.isprintable() and char not in '"\\' else _escaped(char) for char in value)
     return '"' + "".join(escaped) + '"'

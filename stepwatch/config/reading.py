@@ -118,9 +118,13 @@ class Reader:
     def _outputs(self, node: Node, prefix: str) -> None:
         """Read the list of outputs, or one of its short forms."""
         members = node.value if isinstance(node.value, list) else [node]
-        if isinstance(node.value, dict) or not members:
+        if isinstance(node.value, dict):
             right = "write a list: `outputs: [h264, gif]`, or `- codec: gif` below it"
-            self.complain(node, f"{prefix}outputs", "this is not a list", right if members else "to render nothing, write `create: false`")
+            self.complain(node, f"{prefix}outputs", "this is not a list", right)
+            return
+        if not members:
+            right = "name one at least, or write `create: false` to render nothing"
+            self.complain(dataclasses.replace(node, written="[]"), f"{prefix}outputs", "this list names no output", right)
             return
         if len(members) > MOST_LISTED:
             self.complain(node, f"{prefix}outputs", f"these are {len(members)} outputs", f"{MOST_LISTED} at most")

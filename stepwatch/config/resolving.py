@@ -32,6 +32,13 @@ class Resolved:
     """Sentences about keys that were refused or ignored; the policy is valid without them."""
     longest: Fraction | None = None
     """Seconds that the animation may take; set when an untrusted source chose ``fps_in`` and only the number of frames tells."""
+    astray: tuple[str, ...] = ()
+    """Complaints about folders of ``output_dirs`` into which nothing may be written as they are."""
+
+    def require_places(self) -> None:
+        """Raise ConfigError unless ``output_dirs`` may be written to: for whoever is about to, and sends the outputs nowhere else."""
+        if self.astray:
+            raise ConfigError(self.astray)
 
 
 def resolve_for(
@@ -73,13 +80,15 @@ def resolve_for(
     if complaints:
         raise ConfigError(tuple(dict.fromkeys(complaints)))
     resolution = model.resolve(layers, watched=str(root))
+    places, astray = _output_dirs(resolution, root)
     return Resolved(
         policy=resolution.policy,
         watched=root,
-        output_dirs=_output_dirs(resolution, root),
+        output_dirs=places,
         origins=resolution.origins,
         warnings=(*warnings, *resolution.warnings),
         longest=resolution.longest,
+        astray=astray,
     )
 
 
@@ -146,7 +155,7 @@ def _sidecar_layer(overrides: Mapping[str, object], folder: Path) -> tuple[Layer
 
 
 def _command_line(settings: Sequence[str]) -> Layer:
-    """Read all ``--set KEY=VALUE`` into one layer; the last one for a key counts."""
+    """Read all ``--set KEY=VALUE`` into one layer; the last one for a key counts. Values are YAML; where a key holds text, they are that text."""
     if not settings:
         return Layer(name="--set")
     reader = Reader("--set", lines=False)
@@ -157,6 +166,9 @@ def _command_line(settings: Sequence[str]) -> Layer:
             reader.faults.append(Fault(line=0, column=0, key="", wrong=f"`{shown(text)}` sets nothing", right="write --set timeline.duration=6s"))
             continue
         node, faults = strict_yaml.parse(value)
+        if model.holds_text(key) and not (node and not faults and (node.value is None or node.quoted)):
+            # Braces, colons and `#` are as common in templates and patterns as they are special in YAML.
+            node, faults = Node(value=value.strip(), written=shown(value.strip())), []
         reader.faults += [dataclasses.replace(fault, key=shown(f"{key}.{fault.key}".rstrip("."))) for fault in faults]
         if node is None:
             continue
@@ -167,9 +179,10 @@ def _command_line(settings: Sequence[str]) -> Layer:
     return Layer(name="--set", settings=tuple(reader.settings))
 
 
-def _output_dirs(resolution: model.Resolution, root: Path) -> tuple[Path, ...]:
-    """Work out where each output goes. A folder that nobody configured may not lead out of the watched one."""
+def _output_dirs(resolution: model.Resolution, root: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Work out where each output goes; second, complaints: a folder that nobody configured may not lead out of the watched one."""
     places: list[Path] = []
+    astray: list[str] = []
     for output, base in zip(resolution.policy.outputs, resolution.folders, strict=True):
         if output.dir is not None:
             # On disk a name is UTF-8; where the locale says otherwise, Python writes another text for the same bytes.
@@ -179,6 +192,6 @@ def _output_dirs(resolution: model.Resolution, root: Path) -> tuple[Path, ...]:
         place = root / model.DEFAULT_DIR
         if not _real(place).is_relative_to(root):
             says = f"{display(place)}: this link leads out of the watched folder, to {display(_real(place))}"
-            raise ConfigError((f"{says}; if that is meant, set `dir` under `outputs` in a file of yours",))
+            astray.append(f"{says}; if that is meant, set `dir` under `outputs` in a file of yours")
         places.append(place)
-    return tuple(places)
+    return tuple(places), tuple(dict.fromkeys(astray))

@@ -53,6 +53,8 @@ class Codec:
     """Longest side in pixels."""
     smallest: int = 1
     """Shortest side in pixels that its encoders take; smaller pictures are enlarged by a whole factor."""
+    holds_by_delay: bool = False
+    """The container counts in ticks of its own: a hold is one picture with a long delay, not many equal ones."""
     palette: bool = False
     """A pass over the images first finds the colours."""
     tolerance: float = 3.0
@@ -97,7 +99,7 @@ def _gif() -> Encoding:
 
 def _webp(quality: int) -> Encoding:
     # Not libwebp_anim: what changes by less than a few levels it leaves as it was, so that the end of a run, where little changes, lags by whole
-    # images or is lost; and it joins such pictures, so that nobody can tell how many there will be. Each picture by itself costs a third more.
+    # images or is lost; and it joins such pictures, so that nobody can tell how many there will be. Each picture by itself costs up to twice as much.
     return Encoding(encoder="libwebp", options=(("quality", str(quality)), ("compression_level", "4")), pixels="bgra")
 
 
@@ -190,6 +192,7 @@ _TABLE = (
         fastest=50,
         largest=65535,
         palette=True,
+        holds_by_delay=True,
         tolerance=6.0,
         extra={"default": "sierra2_4a", "classic": "sierra2_4a", "high": "floyd_steinberg", "small": "bayer:bayer_scale=4"},
     ),
@@ -198,9 +201,9 @@ _TABLE = (
         suffix=".webp",
         muxer="webp",
         stream="webp",
-        qualities={"default": _webp(85), "classic": _webp(85), "high": _webp(95), "small": _webp(70)},
+        qualities={"default": _webp(75), "classic": _webp(75), "high": _webp(92), "small": _webp(50)},
         quality_option="quality",
-        coarsest=10,
+        coarsest=30,
         finest=100,
         even=False,
         video=False,
@@ -209,7 +212,8 @@ _TABLE = (
         timescale=1000,
         fastest=100,
         largest=16383,
-        tolerance=6.0,
+        holds_by_delay=True,
+        tolerance=4.0,
     ),
     Codec(
         name="apng",

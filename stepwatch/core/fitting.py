@@ -10,7 +10,8 @@ from fractions import Fraction
 MOST_TRIES = 9
 CLOSE_ENOUGH = 0.85
 """A file that fills this share of the limit is good; another encode would not be worth its time."""
-SMALLEST_LONG_SIDE = 64
+STEEPEST = 1000.0
+SMALLEST_LONG_SIDE = 32
 """Pixels; nobody wants a smaller clip, so a limit that needs one cannot be met."""
 
 
@@ -51,10 +52,7 @@ def next_try(
                 return None
             return sign * ((fits + too_large + 1) // 2), scale
         if too_large is not None and too_large < sign * coarsest:
-            # Video encoders halve the file about every six steps of crf; still-image quality about every twenty-five.
-            per_half = 6 if sign > 0 else 25
-            excess = math.log2(last.size / limit)
-            step = max(1, math.ceil(per_half * excess))
+            step = max(1, math.ceil(_steps_to_half(here, sign) * math.log2(last.size / limit)))
             return sign * min(too_large + step, sign * coarsest), scale
     elif fitting:
         return None
@@ -64,3 +62,16 @@ def next_try(
     if long_side * following < SMALLEST_LONG_SIDE or following < smallest_scale:
         return None
     return (coarsest if start is not None else None), following
+
+
+def _steps_to_half(tries: Sequence[Try], sign: int) -> float:
+    """How many steps of the quality option halve the file, by what the last two encodes show."""
+    if len(tries) >= 2:
+        (one, other) = tries[-2:]
+        steps = abs((other.value or 0) - (one.value or 0))
+        halvings = math.log2(one.size / other.size) if other.size < one.size else 0.0
+        if steps and halvings:
+            return 1.1 * steps / halvings  # a little more than that, for the curve flattens
+        return STEEPEST  # The last step changed nothing: take the longest there is.
+    # Video encoders halve the file about every six steps of crf; still-image quality about every sixty.
+    return 6 if sign > 0 else 60

@@ -206,17 +206,6 @@ def _utf16(body: bytes) -> str:
     return body.decode(f"utf-16-{order}", "replace")
 
 
-def workflow_texts(data: bytes) -> dict[str, str]:
-    """Return ``prompt`` and ``workflow`` of the file that a sidecar names as its ``workflow_file``; junk has neither."""
-    try:
-        stored = json.loads(data) if len(data) <= MAX_GRAPH else None
-        if isinstance(stored, dict):
-            return {key: json.dumps(stored[key]) for key in ("prompt", "workflow") if isinstance(stored.get(key), dict)}
-    except (ValueError, RecursionError):
-        pass
-    return {}
-
-
 # --- facts -----------------------------------------------------------------------------------------------------------------------
 
 

@@ -101,6 +101,10 @@ class Run:
     guessed: bool = False
     """Nobody said that this folder holds frames; what was only guessed is never cleared."""
     sidecar: Sidecar | None = None
+    seed_hint: int | None = None
+    """Seed in the names of the frames, where their layout promises one; whatever sidecar or frames say is better."""
+    prompt_hint: str | None = None
+    """Prompt in the names of the frames, as far as a name could hold it."""
     notes: tuple[str, ...] = ()
     """Sentences about what was odd: an unreadable sidecar, keys of a wrong type, duplicates."""
 

@@ -1,7 +1,8 @@
 """Names to meaning and back: which file is a frame of which run and step, and what an output is called.
 
 Frames. A `Layout` reads one file name at a time. What only the whole folder can tell is decided in `sort_groups`: which of two files of one
-step is *the* frame, which ``-1`` suffix marks a copy, whether a run counts from 0, and whether a prefix separates runs.
+step is *the* frame, which ``-1`` suffix marks a copy, whether a run counts from 0, and whether a prefix separates runs. Where nobody says how
+frames are named, `guess_groups` finds the runs of all layouts in a folder.
 
 Steps count from 1. Both extensions of the WebUI number their frames by the sampler's own index, from 0: they are shifted by one, always.
 Any other run is shifted when it has a frame 0.
@@ -16,7 +17,7 @@ import string
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from math import gcd
@@ -91,12 +92,12 @@ LAYOUTS: Mapping[str, Layout] = {
 """The layouts that have a name."""
 
 # Flat `00000.jpg` is left to `numbered`, which gives the same steps wherever frame 0 is there and does not shift `00001.png`.
-_GUESSES = (
+_PARTICULAR = (
     LAYOUTS["comfyui"],
-    _layout("steps-animation", _STEPS_ANIMATION, zero_based=True),
+    _layout("steps-animation", _STEPS_ANIMATION, zero_based=True, copies="-"),
     LAYOUTS["save-intermediate"],
-    LAYOUTS["numbered"],
 )
+_NUMBERED = LAYOUTS["numbered"]
 
 
 def layout_for(pattern: str) -> Layout:
@@ -120,15 +121,6 @@ def layout_for(pattern: str) -> Layout:
     if reason := _slow(pattern):
         raise ValueError(f"the regular expression could take for ever: {reason}")
     return Layout(name="pattern", expressions=(expression,))
-
-
-def guess_layout(names: Iterable[str]) -> Layout | None:
-    """Return the layout that explains most of the names, the more particular one among equals; None when none explains any."""
-    counts: Counter[str] = Counter()
-    for name in names:
-        counts.update(layout.name for layout in _GUESSES if layout.match(name))
-    best = max(_GUESSES, key=lambda layout: counts[layout.name])
-    return LAYOUTS[best.name] if counts[best.name] else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +156,78 @@ def sort_groups(layout: Layout, sizes: Mapping[str, int], *, shift: bool = True)
         copies[""] = copies.pop(prefix, [])
     groups = [_group(name, files, copies[name], sizes, shift=shift and not layout.zero_based) for name, files in found.items()]
     return tuple(sorted(groups, key=lambda group: natural(group.name)))
+
+
+def guess_groups(sizes: Mapping[str, int]) -> tuple[tuple[tuple[str, Group], ...], tuple[str, ...]]:
+    """Sort a folder's images (name -> bytes) into runs when nobody said how frames are named there.
+
+    Returns (layout's name, group) for each run, no two of the same group name, in natural order; then the images that belong to none.
+
+    Each file belongs to the most particular layout that explains it and in which its run has further steps; single files, which any layout may
+    explain by accident, follow a layout that has such runs, but a single numbered image beside runs is none: `cover1.png`. Where nothing has a
+    second step, the layout that explains most of the names is taken.
+    """
+    owners = _particular_owners(sizes)
+    groups = sort_groups(_NUMBERED, {name: size for name, size in sizes.items() if name not in owners})
+    several = tuple(group for group in groups if len(group.frames) > 1)
+    if not owners and not several:
+        best = max((*_PARTICULAR, _NUMBERED), key=lambda layout: sum(1 for name in sizes if layout.match(name)))
+        if best is not _NUMBERED:
+            owners = {name: best for name in sizes if best.match(name)}
+    if owners or several:
+        # As if single images were not there: of one prefix, the folder is the run.
+        groups = several if len(several) > 1 else tuple(replace(group, name="") for group in several)
+    found: dict[str, tuple[str, Group]] = {}
+    for layout in _PARTICULAR:
+        for group in sort_groups(layout, {name: sizes[name] for name, owner in owners.items() if owner is layout}):
+            _add(found, layout, group)
+    for group in groups:
+        _add(found, _NUMBERED, group)
+    placed = {name for _, group in found.values() for _, name in (*group.frames, *group.duplicates)}
+    runs = tuple(found[name] for name in sorted(found, key=natural))
+    return runs, tuple(sorted(sizes.keys() - placed, key=natural))
+
+
+def _add(found: dict[str, tuple[str, Group]], layout: Layout, group: Group) -> None:
+    """Put a group among others of its folder; a run is known by its name, so `cat1.png` must not be the `cat` of `cat_00001_.png`."""
+    name = group.name
+    while name in found:
+        name = f"{name} ({layout.name})".lstrip()
+    found[name] = layout.name, replace(group, name=name)
+
+
+def _particular_owners(names: Iterable[str]) -> dict[str, Layout]:
+    """Find the particular layout of each name that has one: the first in which its run has further steps, else the first that has such runs."""
+    stems = {name.rpartition(".")[0]: name for name in names}
+    claims: list[tuple[Layout, dict[str, str], set[str]]] = []
+    for layout in _PARTICULAR:
+        matched = {name: found for name in names if (found := layout.match(name)) and not _copies_a_numbered(name, stems, layout)}
+        counts = Counter(group for group, _ in set(matched.values()))
+        runs = {group for group, steps in counts.items() if steps > 1}
+        if runs:
+            claims.append((layout, {name: group for name, (group, _) in matched.items()}, runs))
+    owners: dict[str, Layout] = {}
+    for name in names:
+        fitting = [(groups[name] not in runs, layout) for layout, groups, runs in claims if name in groups]
+        if fitting:
+            owners[name] = min(fitting, key=lambda one: one[0])[1]
+    return owners
+
+
+def _copies_a_numbered(name: str, stems: Mapping[str, str], layout: Layout) -> bool:
+    """Whether ``00001-010-1.png`` is a copy of a ``00001-010.png`` that this layout does not explain, so that it cannot explain the copy."""
+    marked = re.fullmatch(r"(?s)(.*)[- ][1-9][0-9]?", name.rpartition(".")[0])
+    original = stems.get(marked[1]) if marked else None
+    return original is not None and _NUMBERED.match(original) is not None and layout.match(original) is None
+
+
+def facts_of_group(layout_name: str, group: str) -> tuple[int | None, str | None]:
+    """Return the seed and the prompt that a run's group tells; only the names of Steps Animation promise them: ``BBII-SEED-PROMPT``."""
+    found = re.fullmatch(r"(?s)[0-9]+-([0-9]+)-(.*)", group) if layout_name == "steps-animation" else None
+    if found is None:
+        return None, None
+    # More digits than a seed has are something else, and more than int() takes.
+    return int(found[1]) if len(found[1]) <= 20 else None, found[2].strip() or None
 
 
 def _group(name: str, files: list[tuple[int, str]], copies: list[tuple[int, str]], sizes: Mapping[str, int], *, shift: bool) -> Group:

@@ -10,6 +10,7 @@ from fractions import Fraction
 
 from stepwatch.core.codecs import CODECS, Codec, Encoding
 from stepwatch.core.model import Frame, FrameFacts, Run, Survey
+from stepwatch.core.naming import printable
 from stepwatch.core.policy import OutputPolicy, Policy
 from stepwatch.core.timeline import Timeline, make_timeline
 from stepwatch.errors import ConfigError, DamagedFramesError, MissingToolError, NoFramesError
@@ -47,7 +48,7 @@ class OutputPlan:
         """Encoded pictures in the file."""
         if self.variable:
             return self.timeline.feed_count
-        return self.timeline.total if self.codec.video else self.timeline.pictures
+        return self.timeline.pictures if self.codec.holds_by_delay else self.timeline.total
 
     @property
     def duration(self) -> Fraction:
@@ -58,7 +59,7 @@ class OutputPlan:
         timeline = self.timeline
         if self.variable:
             return tuple(timeline.starts())
-        if self.codec.video:
+        if not self.codec.holds_by_delay:
             return tuple(number / timeline.fps for number in range(timeline.total))
         return (Fraction(0), *((timeline.head + number) / timeline.fps for number in range(1, timeline.pictures)))
 
@@ -106,27 +107,22 @@ def plan_render(
     Raises NoFramesError, DamagedFramesError (policy ``damaged: fail``), MissingToolError, ConfigError.
     """
     known_bad = damaged or {}
-    good: list[FrameFacts] = []
-    bad: list[tuple[Frame, str]] = []
-    for facts in survey.facts:
-        problem = known_bad.get(facts.frame.name) or facts.problem
-        if problem:
-            bad.append((facts.frame, problem))
-        else:
-            good.append(facts)
-    if bad and policy.frames.damaged == "fail":
-        named = "; ".join(f"{frame.name}: {problem}" for frame, problem in bad[:5])
+    found = [replace(facts, problem=known_bad.get(facts.frame.name) or facts.problem) for facts in survey.facts]
+    bad = [(facts.frame, facts.problem) for facts in found if facts.problem]
+    if len(bad) == len(found):
+        why = f": {printable(bad[0][0].name)}: {bad[0][1]}" if bad else ""
+        raise NoFramesError(f"run {run.name} has no frame that can be read{why}")
+    wanted, skipped = choose(found, skip_first=policy.frames.skip_first, skip_last=policy.frames.skip_last, every=policy.frames.every)
+    chosen = [facts for facts in wanted if not facts.problem]
+    if len(chosen) < len(wanted) and policy.frames.damaged == "fail":
+        named = "; ".join(f"{printable(facts.frame.name)}: {facts.problem}" for facts in wanted if facts.problem)
         raise DamagedFramesError(
-            f"{len(bad)} of {len(survey.facts)} frames cannot be decoded ({named})",
+            f"{len(wanted) - len(chosen)} of {len(wanted)} frames cannot be decoded ({named[:500]})",
             hint="the policy says `frames.damaged: fail`; with `skip` the others are rendered",
         )
-    if not good:
-        why = f": {bad[0][0].name}: {bad[0][1]}" if bad else ""
-        raise NoFramesError(f"run {run.name} has no frame that can be read{why}")
-    chosen, skipped = choose(good, skip_first=policy.frames.skip_first, skip_last=policy.frames.skip_last, every=policy.frames.every)
     if not chosen:
         raise NoFramesError(
-            f"run {run.name} has {len(good)} frames and the policy leaves all of them out",
+            f"run {run.name} has {len(found)} frames and the policy leaves out all that can be read",
             hint="lower frames.skip_first or frames.skip_last",
         )
     scale = run.sidecar.scale if run.sidecar else 1
@@ -142,22 +138,31 @@ def plan_render(
         damaged=tuple(bad),
         skipped=tuple(facts.frame for facts in skipped),
         incomplete=not run.complete,
-        reason=_reason(run, len(chosen)),
+        reason=_reason(run, outputs, len(chosen)),
         policy=policy,
     )
 
 
-def _reason(run: Run, count: int) -> str:
+def _reason(run: Run, outputs: Sequence[OutputPlan], count: int) -> str:
     said = f"its sidecar says {run.sidecar.state.value}" if run.sidecar else "no sidecar says whether it is complete"
-    return f"{count} frames are rendered; {said}"
+    shown = min(len(output.timeline.shown()) for output in outputs)
+    return f"{plural(shown, 'frame')} of {count} shown; {said}" if shown < count else f"{plural(count, 'frame')} shown; {said}"
+
+
+def plural(count: int, noun: str) -> str:
+    """A number with its noun, for sentences."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def choose(frames: Sequence[FrameFacts], *, skip_first: int, skip_last: int, every: int) -> tuple[list[FrameFacts], list[FrameFacts]]:
-    """Split *frames* into those shown and those left out; with *every* the last one that remains always stays, for it is the picture."""
+    """Split *frames* into those wanted and those left out, by their places in the run, whether they can be read or not.
+
+    With *every* the last readable one that remains always stays, for it is the picture.
+    """
     end = max(len(frames) - skip_last, 0)
     wanted = set(range(skip_first, end, every))
-    if skip_first < end:
-        wanted.add(end - 1)
+    readable = [index for index in range(skip_first, end) if not frames[index].problem]
+    wanted.update(readable[-1:])
     chosen = [facts for index, facts in enumerate(frames) if index in wanted]
     return chosen, [facts for index, facts in enumerate(frames) if index not in wanted]
 
@@ -209,7 +214,7 @@ def plan_output(
         hold_last=policy.timeline.hold_last,
         direction=policy.timeline.direction,
     )
-    still = timeline.positions == 1 and not codec.video
+    still = timeline.positions == 1 and codec.holds_by_delay
     width, height = output_size(canvas, codec)
     return OutputPlan(
         codec=codec,
@@ -265,7 +270,7 @@ def plan_digest(plan: RenderPlan, output: OutputPlan) -> str:
     """A digest of everything that decides what *output* looks like and says; names and folders are not part of it."""
     facts = {
         "renderer": RENDERER,
-        "frames": [[frame.step, frame.name] for frame in plan.frames],
+        "frames": [[frame.step, frame.name.encode("utf-8", "surrogateescape").hex()] for frame in plan.frames],
         "canvas": plan.canvas,
         "fit": plan.fit,
         "scale": plan.scale,

@@ -156,9 +156,10 @@ class TimelinePolicy:
     interpolation: Annotated[Literal["none", "blend", "mci"], Looks()] = "blend"
     """Between two frames: nothing, a cross-fade, or motion-compensated interpolation (slow)."""
     hold_first: Annotated[Duration, _any_time, Looks(LONGEST)] = Fraction(0)
-    """Show the first frame this much longer, on top of ``duration``."""
+    """Show the animation's first picture this much longer, on top of ``duration``. Whatever the direction: in reverse it is the run's last frame."""
     hold_last: Annotated[Duration, _any_time, Looks(LONGEST)] = Fraction(1)
-    """Show the last frame this much longer, on top of ``duration``."""
+    """Show the animation's last picture this much longer, on top of ``duration``. Whatever the direction: in reverse it is the run's first frame,
+    in pingpong its second."""
     direction: Annotated[Literal["forward", "reverse", "pingpong"], Looks()] = "forward"
     """Order of the frames; pingpong plays 1..n..2 within the duration."""
     early_end: Literal["rerender", "retime"] = "rerender"
@@ -366,6 +367,15 @@ def section_of(hint: object) -> tuple[type | None, bool]:
 def leaf_of(key: str) -> Leaf:
     """Find the field behind a setting's key, ``outputs.0.codec`` too; KeyError for a section."""
     return leaves()[".".join("*" if part.isdecimal() else part for part in key.split("."))]
+
+
+def holds_text(key: str) -> bool:
+    """Tell whether any text may stand under a key: a template, a pattern, a path, a name."""
+    try:
+        leaf = leaf_of(key)
+    except KeyError:
+        return False
+    return any(isinstance(mark, Template | Pattern | Place | Text) for mark in marks(leaf.hint))
 
 
 # --- resolving ------------------------------------------------------------------------------------------------------------------------------

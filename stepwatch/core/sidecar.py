@@ -256,19 +256,15 @@ class _Reader:
                 continue
             if wanted is int:
                 most = LARGEST_SEED if key in ("seed", "subseed") else LARGEST_COUNT
-                if _whole(value, 0, most):
-                    result[key] = value
-                else:
-                    self._complain(f"generation.{key}", value, f"a whole number from 0 to {most}")
+                right, said = _whole(value, 0, most), f"a whole number from 0 to {most}"
             elif wanted is float:
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    result[key] = value
-                else:
-                    self._complain(f"generation.{key}", value, "a number")
-            elif isinstance(value, wanted):
+                right, said = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+            else:
+                right, said = isinstance(value, wanted), "a list" if wanted is list else "a text"
+            if right:
                 result[key] = tuple(value) if isinstance(value, list) else value
             else:
-                self._complain(f"generation.{key}", value, "a list" if wanted is list else "a text")
+                self._complain(f"generation.{key}", value, said)
         return result
 
 

@@ -90,10 +90,6 @@ class Timeline:
             return Mix(first=index, second=index, weight=Fraction(0))
         return Mix(first=index, second=index + 1, weight=place - index)
 
-    def mix_at(self, time: Fraction) -> Mix:
-        """What shows at *time* seconds: the picture whose tick this is."""
-        return self.picture(min(max(math.floor(time * self.fps), 0), self.total - 1))
-
     def feed(self) -> Iterator[Mix]:
         """What goes to ffmpeg, in order: every image once (sparse), or every picture of the moving part ready-made (dense)."""
         if self.dense:

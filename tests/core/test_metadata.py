@@ -253,16 +253,6 @@ def test_junk_graphs_are_tolerated(text: str) -> None:
     assert facts.cfg is None
 
 
-def test_the_workflow_file_of_a_hook() -> None:
-    """It holds both graphs; whatever else it holds is nothing."""
-    assert metadata.workflow_texts(json.dumps({"prompt": NODES, "workflow": {"nodes": []}}).encode()) == {
-        "prompt": json.dumps(NODES),
-        "workflow": '{"nodes": []}',
-    }
-    for junk in (b"", b"[]", b"\xff", b'{"prompt": 5}', b"[" * 99_999):
-        assert metadata.workflow_texts(junk) == {}
-
-
 # --- tags ------------------------------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,8 @@ from stepwatch.core.naming import (
     STEM_BYTES,
     Group,
     check_template,
-    guess_layout,
+    facts_of_group,
+    guess_groups,
     is_frame_name,
     layout_for,
     missing_steps,
@@ -139,11 +140,11 @@ def test_steps_animation_shifts_even_when_its_first_frames_were_skipped() -> Non
 )
 def test_interleaved_runs_stay_apart(one: str, other: str) -> None:
     """Two runs in one folder are two groups, also when one's seed, number or name is the beginning of the other's."""
-    layout = guess_layout([one.format(1), other.format(1)])
-    assert layout
-    groups = sort(layout.name, *(one.format(index) for index in range(10)), *(other.format(index) for index in range(4)))
-    assert sorted(len(group.frames) for group in groups.values()) == [4, 10]
-    assert not any(group.duplicates for group in groups.values())
+    groups, left = guess_groups(dict.fromkeys([*(one.format(index) for index in range(10)), *(other.format(index) for index in range(4))], 1))
+    assert left == ()
+    assert sorted(len(group.frames) for _, group in groups) == [4, 10]
+    assert len({layout for layout, _ in groups}) == 1
+    assert not any(group.duplicates for _, group in groups)
 
 
 def test_of_two_files_of_a_step_one_is_chosen_and_the_other_reported() -> None:
@@ -231,25 +232,139 @@ def test_every_matching_file_is_in_exactly_one_place_whatever_the_order(layout: 
 # ---------------------------------------------------------------- guessing
 
 
+def guess(*names: str) -> tuple[list[tuple[str, str, int]], tuple[str, ...]]:
+    """Guess at files of 100 bytes: layout, name and number of frames of each run, and what belongs to none."""
+    runs, left = guess_groups(dict.fromkeys(names, 100))
+    return [(layout, group.name, len(group.frames)) for layout, group in runs], left
+
+
+def shot(shape: str, count: int = 3, first: int = 0) -> list[str]:
+    """Write so many names of a run."""
+    return [shape.format(number) for number in range(first, first + count)]
+
+
 @pytest.mark.parametrize(
-    ("names", "layout"),
+    ("names", "runs", "left"),
     [
-        (["step_00001.png", "meta.json"], "numbered"),
-        (["00000.jpg", "00001.jpg"], "numbered"),
-        ([f"0000012-{ROCKET}.png", f"0000013-{ROCKET}.png"], "steps-animation"),
-        (["0000000-4242-section 9.png"], "steps-animation"),
-        (["00001-001-4242.png", "00001-002-4242.png"], "save-intermediate"),
-        (["ComfyUI_00001_.png"], "comfyui"),
-        (["ComfyUI_00001_.png", "f1.png", "f2.png"], "numbered"),
-        (["cat.png", "notes.txt"], None),
-        ([".hidden1.png"], None),
-        ([], None),
+        (["step_00001.png"], [("numbered", "", 1)], ()),
+        (["00000.jpg", "00001.jpg"], [("numbered", "", 2)], ()),
+        (shot("0000{:03d}-4242-a slender rocket.png"), [("steps-animation", "0000-4242-a slender rocket", 3)], ()),
+        (["0000000-4242-section 9.png"], [("steps-animation", "0000-4242-section 9", 1)], ()),
+        (["00001-001-4242.png", "00001-002-4242.png"], [("save-intermediate", "00001-4242", 2)], ()),
+        (["ComfyUI_00001_.png"], [("comfyui", "ComfyUI", 1)], ()),
+        (["a_00001_.png", "b_00001_.png", "b_00002_.png"], [("comfyui", "a", 1), ("comfyui", "b", 2)], ()),
+        (["00001-4242.png", "00002-4243.png"], [("numbered", "00001-", 1), ("numbered", "00002-", 1)], ()),
+        (["cat.png", "dog.jpg"], [], ("cat.png", "dog.jpg")),
+        ([], [], ()),
     ],
 )
-def test_the_guess_explains_most_names(names: list[str], layout: str | None) -> None:
-    """Among equals the more particular layout is guessed, and none where nothing matches."""
-    guessed = guess_layout(names)
-    assert (guessed.name if guessed else None) == layout
+def test_a_folder_of_one_layout_is_guessed(names: list[str], runs: list[tuple[str, str, int]], left: tuple[str, ...]) -> None:
+    """Among layouts that explain a folder the more particular one is guessed, and none where nothing matches."""
+    assert guess(*names) == (runs, left)
+
+
+def test_every_layout_of_a_mixed_folder_gives_its_runs() -> None:
+    """A flat folder that several hosts write into holds the runs of all of them; nothing of it is lost."""
+    names = [
+        *shot("{:05d}.jpg", 5),
+        *shot("0000{:03d}-12-a cat.png"),
+        *shot("0000{:03d}-123-section 9.png", 4),
+        *shot("00001-{:03d}-4242.png", 5),
+        *shot("00002-{:03d}-4243.png", 6),
+        *shot("ComfyUI_{:05d}_.png", 7, 1),
+        *shot("two_words_{:05d}_.png", 8, 1),
+    ]
+    assert guess(*names) == (
+        [
+            ("numbered", "", 5),
+            ("steps-animation", "0000-12-a cat", 3),
+            ("steps-animation", "0000-123-section 9", 4),
+            ("save-intermediate", "00001-4242", 5),
+            ("save-intermediate", "00002-4243", 6),
+            ("comfyui", "ComfyUI", 7),
+            ("comfyui", "two_words", 8),
+        ],
+        (),
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "runs", "left"),
+    [
+        ([*shot("f{}.png"), "ComfyUI_00001_.png", "final.png"], [("numbered", "", 3)], ("ComfyUI_00001_.png", "final.png")),
+        ([*shot("c_{}_.png"), "cover1.png", "00001-4242.png"], [("comfyui", "c", 3)], ("00001-4242.png", "cover1.png")),
+        ([*shot("c_{}_.png"), "d_1_.png", "0000000-4242-cat.png"], [("comfyui", "c", 3), ("comfyui", "d", 1)], ("0000000-4242-cat.png",)),
+        (["ComfyUI_00001_.png", "cover1.png"], [("comfyui", "ComfyUI", 1)], ("cover1.png",)),
+    ],
+)
+def test_single_pictures_of_another_layout_are_no_runs(names: list[str], runs: list[tuple[str, str, int]], left: tuple[str, ...]) -> None:
+    """A lone finished picture beside runs is named as left out, whatever layout its name fits; beside its like it is a run of one frame."""
+    assert guess(*names) == (runs, left)
+
+
+def test_a_layout_that_would_tear_a_run_into_single_frames_is_passed_over() -> None:
+    """A date, a take and a number look like Steps Animation's names; as such each frame would be a run of its own."""
+    assert guess(*shot("20260101-12-{:04d}.png", 5, 1)) == ([("numbered", "", 5)], ())
+    assert guess(*shot("0000{:03d}-42-foo_1_.png")) == ([("steps-animation", "0000-42-foo_1_", 3)], ())
+
+
+def test_copies_of_numbered_frames_are_no_run_of_another_layout() -> None:
+    """``00001-010-1.png`` beside ``00001-010.png`` is a copy, although Save Intermediate Images could have written such a name."""
+    ((layout, group),), left = guess_groups(dict.fromkeys([*shot("00001-{:03d}.png", 12), *shot("00001-{:03d}-1.png", 3, 5)], 1))
+    assert (layout, left, len(group.frames)) == ("numbered", (), 12)
+    assert [name for _, name in group.duplicates] == shot("00001-{:03d}-1.png", 3, 5)
+
+
+def test_runs_of_two_layouts_never_have_one_name() -> None:
+    """A run is known by its folder and its name: ``cat_00001_.png`` and ``cat1.png`` are told apart."""
+    assert guess(*shot("cat_{:05d}_.png"), *shot("cat{}.png"), *shot("dog{}.png"))[0] == [
+        ("comfyui", "cat", 3),
+        ("numbered", "cat (numbered)", 3),
+        ("numbered", "dog", 3),
+    ]
+
+
+@given(
+    names=st.lists(
+        st.one_of(
+            st.from_regex(r"[a-c]?-?[0-9]{1,4}(-[0-9])?\.(png|jpg|webp)", fullmatch=True),
+            st.from_regex(r"000[01]00[0-9]-12?-(a|ab|1)?(-1)?(_1_)?\.(png|jpg)", fullmatch=True),
+            st.from_regex(r"0000[12]-00[0-9](-[1x])?(-1)?\.png", fullmatch=True),
+            st.from_regex(r"(a|a_1|)_0000[0-9]_\.png", fullmatch=True),
+            st.sampled_from(["final.png", "a.jpg"]),
+        ),
+        unique=True,
+        max_size=30,
+    ),
+    data=st.data(),
+)
+def test_a_guess_puts_every_image_in_exactly_one_place_whatever_the_order(names: list[str], data: st.DataObject) -> None:
+    """Each image is in one run or named as left out, no two runs share a name, and something is found wherever a layout explains a name."""
+    runs, left = guess_groups(dict.fromkeys(names, 1))
+    placed = [name for _, group in runs for _, name in (*group.frames, *group.duplicates)]
+    assert sorted([*placed, *left]) == sorted(names)
+    assert len({group.name for _, group in runs}) == len(runs)
+    assert bool(runs) is any(layout.match(name) for layout in LAYOUTS.values() for name in names)
+    assert guess_groups(dict.fromkeys(data.draw(st.permutations(names)), 1)) == (runs, left)
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "seed", "prompt"),
+    [
+        ("steps-animation", "0101000-12-cat.png", 12, "cat"),
+        ("steps-animation", "0000012-4242-a cat-like thing - 9.png", 4242, "a cat-like thing - 9"),
+        ("steps-animation", "00001000-18446744073709551615-.png", 2**64 - 1, None),
+        ("steps-animation", f"0000000-{'9' * 120}-cat.png", None, "cat"),
+        ("steps-animation", "00000.jpg", None, None),
+        ("save-intermediate", "00001-001-4242-cat.png", None, None),
+        ("numbered", "0101000-12-1.png", None, None),
+    ],
+)
+def test_a_group_of_steps_animation_tells_seed_and_prompt(layout: str, name: str, seed: int | None, prompt: str | None) -> None:
+    """Only that layout promises them; a number too long for a seed is none."""
+    matched = layout_for(layout).match(name)
+    assert matched
+    assert facts_of_group(layout, matched[0]) == (seed, prompt)
 
 
 # ---------------------------------------------------------------- regular expressions

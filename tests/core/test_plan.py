@@ -56,7 +56,7 @@ def test_every_keeps_the_last_frame() -> None:
 
 def test_leaving_out_everything_is_an_error_that_says_so() -> None:
     """A policy that skips all frames of a short run is named as the reason."""
-    with pytest.raises(NoFramesError, match="leaves all of them out"):
+    with pytest.raises(NoFramesError, match="leaves out all that can be read"):
         planned(facts(4), Policy(frames=FramesPolicy(skip_first=5)))
 
 
@@ -203,3 +203,10 @@ def test_classic_is_the_seeds_own_parameters() -> None:
 def test_every_codec_has_every_quality_that_the_policy_can_name() -> None:
     """default, classic, high and small, for each codec of the policy."""
     assert all(set(codec.qualities) == {"default", "classic", "high", "small"} for codec in CODECS.values())
+
+
+def test_skips_count_places_in_the_run_whether_or_not_they_can_be_read() -> None:
+    """A damaged frame among the skipped ones changes nothing for the others."""
+    policy = Policy(frames=FramesPolicy(skip_first=3, damaged="fail"))
+    assert steps(planned(facts(6, bad=(1,)), policy)) == [4, 5, 6]
+    assert steps(planned(facts(7, bad=(7,)), Policy(frames=FramesPolicy(every=3)))) == [1, 4, 6], "the last readable one stays"

@@ -1,0 +1,387 @@
+"""Passes over the frames of one run: each image decoded once, and fed to one ffmpeg for each output.
+
+There is a pass for the palettes of gifs, one for all outputs, and more only for outputs that have to fit into ``max_size``. What comes out are
+temporary files that nobody has verified yet; `visit` does that, and publishes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol, Self
+
+from PIL import Image
+
+from stepwatch import frames, graph, store, tags
+from stepwatch.core import metadata
+from stepwatch.core.fitting import Try, next_try
+from stepwatch.core.naming import printable
+from stepwatch.core.plan import OutputPlan, RenderPlan, output_size, plural, with_option
+from stepwatch.core.timeline import Mix
+from stepwatch.encoder import Encoder
+from stepwatch.errors import EnvironmentFault, Interrupted, RunError, SizeLimitError, StepwatchError
+
+
+class Observer(Protocol):
+    """Who wants to know how a visit goes."""
+
+    def say(self, run_name: str, sentence: str, *, level: str = "info") -> None: ...
+
+    def progress(self, run_name: str, label: str, done: int, total: int, speed: float | None) -> None: ...
+
+    def finished(self, run_name: str) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """One output on its way: where it goes, how it is encoded now, and the file that it has become so far."""
+
+    plan: OutputPlan
+    folder: Path
+    stem: str
+    tags: Mapping[str, str]
+    metadata: Path | None = None
+    palette: Path | None = None
+    temporary: Path | None = None
+    error: StepwatchError | None = None
+    tries: list[Try] = field(default_factory=list)
+    scale: Fraction = Fraction(1)
+    """Of the picture's sides, lowered only to meet ``max_size``."""
+    best: tuple[Path, OutputPlan] | None = None
+    """The largest file that fits so far."""
+    earlier: tuple[str, ...] = ()
+    """Names that a counter in the template has passed because they are taken."""
+    published: Path | None = None
+    again: bool = False
+    """``published`` was there before this visit."""
+    digest: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.plan.codec.name
+
+
+class Workspace:
+    """The temporary files and folders that a visit makes; leaving it removes those that nobody has kept."""
+
+    def __init__(self) -> None:
+        self._files: set[Path] = set()
+        self._folders: list[Path] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in list(self._files):
+            self.remove(path)
+        for folder in reversed(self._folders):
+            with contextlib.suppress(OSError):  # Only while nothing is in it.
+                folder.rmdir()
+
+    def ensure(self, folder: Path) -> None:
+        """Make *folder* and whatever is missing above it; EnvironmentFault when that cannot be."""
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+        store.ensure_folder(folder)
+        self._folders += reversed(missing)
+
+    def file(self, folder: Path, suffix: str) -> Path:
+        """A new hidden name in *folder*."""
+        path = store.temporary_path(folder, suffix)
+        self._files.add(path)
+        return path
+
+    def keep(self, path: Path) -> None:
+        self._files.discard(path)
+
+    def remove(self, path: Path) -> None:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        self._files.discard(path)
+
+
+class _Feed:
+    """Hands the images that one encoder wants to it, as they are decoded."""
+
+    def __init__(self, draft: Draft, encoder: Encoder) -> None:
+        self.draft = draft
+        self.encoder = encoder
+        self._mixes = draft.plan.timeline.feed()
+        self._next: Mix | None = next(self._mixes, None)
+
+    def advance(self, position: int, images: _Images) -> None:
+        """*position* has been decoded: send every picture that was waiting for it."""
+        while self._next is not None and self._last(self._next) <= position:
+            self.encoder.write(images.pixels(self._next, self.draft.plan))
+            self._next = next(self._mixes, None)
+
+    @staticmethod
+    def _last(mix: Mix) -> int:
+        return mix.first if mix.pure else mix.second
+
+
+class _Images:
+    """The two images decoded last, on the canvas, and their pixels at each size that some output wants."""
+
+    def __init__(self, plan: RenderPlan) -> None:
+        self._plan = plan
+        self._canvas: dict[int, Image.Image] = {}
+        self._sized: dict[tuple[int, int, int], Image.Image] = {}
+        self.thumbnails: dict[tuple[int, int], list[bytes]] = {}
+        """For each size of output: thumbnails by image, empty where an image has not been decoded."""
+
+    def add(self, position: int, image: Image.Image) -> None:
+        self._canvas = {place: old for place, old in self._canvas.items() if place == position - 1}
+        self._sized = {key: old for key, old in self._sized.items() if key[0] == position - 1}
+        self._canvas[position] = frames.fit(image, self._plan.canvas, self._plan.fit)
+
+    def sized(self, position: int, output: OutputPlan) -> Image.Image:
+        key = (position, output.width, output.height)
+        if key not in self._sized:
+            size = (output.width, output.height)
+            image = self._canvas[position]
+            if size == output_size(self._plan.canvas, output.codec) and abs(size[0] - image.width) <= 1 and abs(size[1] - image.height) <= 1:
+                sized = frames.fit(image, image.size, "stretch", even=output.codec.even)
+            else:
+                sized = frames.fit(image, size, "stretch")
+            self._sized[key] = sized
+            thumbnails = self.thumbnails.setdefault(size, [b""] * len(self._plan.frames))
+            shown = output.timeline.order[position]
+            if not thumbnails[shown]:
+                thumbnails[shown] = frames.thumbnail(sized)
+        return self._sized[key]
+
+    def pixels(self, mix: Mix, output: OutputPlan) -> bytes:
+        first = self.sized(mix.first, output)
+        if mix.pure:
+            return first.tobytes()
+        return Image.blend(first, self.sized(mix.second, output), float(mix.weight)).tobytes()
+
+
+class Passes:
+    """Carries out one plan."""
+
+    def __init__(
+        self,
+        plan: RenderPlan,
+        *,
+        ffmpeg: str,
+        digests: Mapping[str, str],
+        workspace: Workspace,
+        observer: Observer,
+        stop: threading.Event,
+        verbose: bool = False,
+    ) -> None:
+        self._plan = plan
+        self._ffmpeg = ffmpeg
+        self._digests = digests
+        self._workspace = workspace
+        self._observer = observer
+        self._stop = stop
+        self._verbose = verbose
+        self._images = _Images(plan)
+        self._proved = False
+        """Every chosen frame has been decoded once."""
+        self.commands: list[tuple[str, ...]] = []
+        """The argument lists of all ffmpegs that were started."""
+
+    def render(self, drafts: Sequence[Draft]) -> Mapping[tuple[int, int], list[bytes]]:
+        """Encode every draft into a temporary file that fits its limit; a draft that fails keeps its error. Returns the images' thumbnails.
+
+        Raises FrameError for a frame that turns out damaged, RunError for one that changes meanwhile, Interrupted.
+        """
+        for draft in drafts:
+            try:
+                self._prepare(draft)
+            except RunError as error:
+                draft.error = error
+        pending = [draft for draft in drafts if draft.error is None]
+        while pending:
+            self._find_palettes([draft for draft in pending if draft.plan.codec.palette])
+            ready = [draft for draft in pending if draft.error is None]
+            self._encode(ready)
+            pending = [draft for draft in ready if draft.error is None and self._again(draft)]
+        return self._images.thumbnails
+
+    def _prepare(self, draft: Draft) -> None:
+        """Make the folder and write down the metadata for ffmpeg to read."""
+        self._workspace.ensure(draft.folder)
+        store.sweep_temporaries(draft.folder, time.time())
+        if draft.plan.codec.tags != "embedded":
+            draft.metadata = self._workspace.file(draft.folder, ".ffmetadata")
+            apple = draft.plan.codec.tags == "mp4" and self._plan.policy.metadata.mp4 == "apple"
+            said = metadata.apple_tags(draft.tags) if apple else draft.tags
+            store.write_file(draft.metadata, metadata.ffmetadata(said).encode("utf-8"))
+
+    def _find_palettes(self, drafts: Sequence[Draft]) -> None:
+        if not drafts:
+            return
+        work = []
+        for draft in drafts:
+            draft.palette = self._workspace.file(draft.folder, ".png")
+            argv = graph.palette_argv(draft.plan, ffmpeg_path=self._ffmpeg, destination=str(draft.palette))
+            work.append((draft, argv, f"{draft.label} palette"))
+        self._pass(work)
+
+    def _encode(self, drafts: Sequence[Draft]) -> None:
+        work = []
+        for draft in drafts:
+            draft.temporary = self._workspace.file(draft.folder, draft.plan.codec.suffix)
+            argv = render_argv(self._plan, draft, draft.temporary, ffmpeg=self._ffmpeg, metadata_path=draft.metadata, palette=draft.palette)
+            work.append((draft, argv, draft.label if not draft.tries else f"{draft.label}, try {len(draft.tries) + 1}"))
+        self._pass(work)
+
+    def _pass(self, work: Sequence[tuple[Draft, list[str], str]]) -> None:
+        """Decode each wanted image once, in the timeline's order, and feed it to one ffmpeg for each piece of *work*.
+
+        One that fails closes its own pipe and keeps its error; the others go on. A damaged frame ends the pass (FrameError).
+        """
+        with contextlib.ExitStack() as stack:
+            feeds: list[_Feed] = []
+            for draft, argv, label in work:
+                self.commands.append(tuple(argv))
+                self._say(f"{label}: {shlex.join(argv)}", level="debug")
+                try:
+                    encoder = Encoder(argv, on_progress=self._progress(label, draft.plan.pictures), on_line=self._line(label), stop=self._stop)
+                except StepwatchError as error:
+                    draft.error = error
+                    continue
+                feeds.append(_Feed(draft, stack.enter_context(encoder)))
+            order = self._plan.timeline.order
+            wanted = _positions(feed.draft.plan for feed in feeds)
+            # The first pass decodes every chosen frame, shown or not: none is called good that has not been proved whole.
+            passing = wanted if self._proved else wanted.union(range(len(self._plan.frames)))
+            for position in sorted(passing):
+                alive = [feed for feed in feeds if feed.draft.error is None]
+                if not alive:
+                    break
+                if self._stop.is_set():
+                    raise Interrupted("stopped by the user")
+                image = self._decode(order[position])
+                if position not in wanted:
+                    continue
+                self._images.add(position, image)
+                for feed in alive:
+                    try:
+                        feed.advance(position, self._images)
+                    except RunError as error:
+                        feed.draft.error = error
+            else:
+                self._proved = True
+            for feed in feeds:
+                if feed.draft.error is None:
+                    try:
+                        feed.encoder.finish()
+                    except RunError as error:
+                        feed.draft.error = error
+
+    def _decode(self, image: int) -> Image.Image:
+        frame = self._plan.frames[image]
+        decoded = frames.decode(self._plan.run.key.folder, frame, scale=self._plan.scale)
+        if decoded.digest != self._digests.get(frame.name, decoded.digest):
+            raise RunError(
+                f"frame {printable(frame.name)} changed while it was being rendered", hint="render again when nothing writes into the folder"
+            )
+        return decoded.image
+
+    def _again(self, draft: Draft) -> bool:
+        """Add the tags that ffmpeg cannot write, and decide whether the file must be made smaller: True asks for another pass."""
+        assert draft.temporary is not None
+        try:
+            if draft.plan.codec.tags == "embedded":
+                embedded = self._workspace.file(draft.folder, draft.plan.codec.suffix)
+                tags.embed(draft.temporary, draft.plan.codec.name, draft.tags, embedded, duration=draft.plan.duration)
+                self._workspace.remove(draft.temporary)
+                draft.temporary = embedded
+            size = draft.temporary.stat().st_size
+        except RunError as error:
+            draft.error = error
+            return False
+        except OSError as error:
+            draft.error = EnvironmentFault(f"the rendered file cannot be read back: {error.strerror}")
+            return False
+        limit = draft.plan.max_size
+        if limit is None:
+            draft.best = (draft.temporary, draft.plan)
+            return False
+        return self._fit(draft, size, limit)
+
+    def _fit(self, draft: Draft, size: int, limit: int) -> bool:
+        assert draft.temporary is not None
+        codec = draft.plan.codec
+        option = codec.quality_option
+        value = int(dict(draft.plan.encoding.options)[option]) if option else None
+        full = output_size(self._plan.canvas, codec)
+        draft.tries.append(Try(value=value, scale=draft.scale, size=size))
+        if size <= limit and (draft.best is None or size > draft.best[0].stat().st_size):
+            if draft.best is not None:
+                self._workspace.remove(draft.best[0])
+            draft.best = (draft.temporary, draft.plan)
+        else:
+            self._workspace.remove(draft.temporary)
+        start = draft.tries[0].value
+        following = None
+        if size > limit or len(draft.tries) > 1:
+            least = Fraction(codec.smallest, min(full))
+            following = next_try(draft.tries, limit, start=start, coarsest=codec.coarsest, long_side=max(full), smallest_scale=least)
+        if following is None:
+            if draft.best is None:
+                smallest = min(one.size for one in draft.tries)
+                draft.error = SizeLimitError(
+                    f"max_size {limit} bytes cannot be met: the smallest of {plural(len(draft.tries), 'encode')} has {smallest} bytes",
+                    hint="raise max_size, or lower timeline.duration, timeline.fps or size.scale",
+                )
+            elif len(draft.tries) > 1:
+                self._say(f"{codec.name}: {draft.best[0].stat().st_size} bytes fit into {limit} after {len(draft.tries)} encodes")
+            return False
+        new_value, new_scale = following
+        encoding = with_option(draft.plan.encoding, option, new_value) if option and new_value is not None else draft.plan.encoding
+        width, height = (max(2, round(side * new_scale)) for side in full)
+        if codec.even:
+            width, height = width + width % 2, height + height % 2
+        if new_scale == 1:
+            width, height = full
+        draft.scale = new_scale
+        draft.plan = replace(draft.plan, encoding=encoding, width=width, height=height)
+        return True
+
+    def _say(self, sentence: str, *, level: str = "info") -> None:
+        self._observer.say(self._plan.run.name, sentence, level=level)
+
+    def _progress(self, label: str, total: int) -> Callable[[int, float | None], None]:
+        return lambda done, speed: self._observer.progress(self._plan.run.name, label, done, total, speed)
+
+    def _line(self, label: str) -> Callable[[str], None] | None:
+        if not self._verbose:
+            return None
+        return lambda line: self._say(f"ffmpeg ({label}): {line}", level="debug")
+
+
+def render_argv(
+    plan: RenderPlan, draft: Draft, destination: Path, *, ffmpeg: str, metadata_path: Path | str | None, palette: Path | str | None
+) -> list[str]:
+    """ffmpeg's arguments for one output as it is planned now."""
+    return graph.render_argv(
+        draft.plan,
+        ffmpeg_path=ffmpeg,
+        destination=str(destination),
+        metadata=str(metadata_path) if metadata_path and draft.plan.codec.tags != "embedded" else None,
+        palette=str(palette) if palette and draft.plan.codec.palette else None,
+        apple=plan.policy.metadata.mp4 == "apple",
+    )
+
+
+def _positions(plans: Iterator[OutputPlan]) -> set[int]:
+    """Positions of the timeline that some output wants to see."""
+    wanted: set[int] = set()
+    for plan in plans:
+        for mix in plan.timeline.feed():
+            wanted.add(mix.first)
+            if not mix.pure:
+                wanted.add(mix.second)
+    return wanted
