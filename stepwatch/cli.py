@@ -28,12 +28,14 @@ from stepwatch.report import Report, output_facts, planned_line
 if TYPE_CHECKING:
     from stepwatch import visit
     from stepwatch.config import Resolved
-    from stepwatch.core.model import Run, RunKey, Sidecar
+    from stepwatch.core.model import Run, RunKey
     from stepwatch.core.policy import ServiceConfig
     from stepwatch.core.result import RunResult
 
 SEVERITY = (0, 66, 1, 69, 78, 2, 130)
 """Exit codes from harmless to final: several runs, or several folders, end with the one that comes last here."""
+MOST_COUNTED = 1000
+"""Images that are counted where no run was found; whoever has more has many."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -201,39 +203,20 @@ def find_runs(folders: Sequence[str], *, service: ServiceConfig, settings: Seque
 
 def nothing_found(folder: str) -> NoFramesError:
     """What to say of a folder without runs: what is there instead, and which key may explain it."""
+    from stepwatch import store
     from stepwatch.core.naming import printable
 
-    _, wrong = sidecar_of(Path(folder))
-    images = images_below(Path(folder))
-    if wrong:
-        return NoFramesError(f"{folder} holds no run: {'; '.join(wrong)}", hint="numbered images beside it would do without")
+    _, wrong = store.read_sidecar(Path(folder))
+    images = store.images_below(Path(folder), MOST_COUNTED)
+    sidecar = "; ".join(wrong) or "there is no run.json"
     if not images:
-        return NoFramesError(f"{folder} holds no run: neither a run.json nor an image", hint="name the folder into which the frames are written")
-    count = "1 image" if len(images) == 1 else f"{len(images)} images"
+        return NoFramesError(f"{folder} holds no run: {sidecar}, and no image", hint="name the folder into which the frames are written")
+    count = f"{MOST_COUNTED} or more" if len(images) == MOST_COUNTED else str(len(images))
+    names = f"the names of its {count} images, such as" if len(images) > 1 else "the name of its only image,"
     return NoFramesError(
-        f"{folder} holds no run: no run.json, and {count} whose names say no step as far as is known, such as {printable(images[0])}",
-        hint="tell where the step stands in them: --set 'frames.pattern=shot-(?P<step>[0-9]+)-final\\.png'",
+        f"{folder} holds no run: {sidecar}, and no known layout explains {names} {printable(images[0])}",
+        hint="say where the step stands in them: --set 'frames.pattern=shot-(?P<step>[0-9]+)-final\\.png'",
     )
-
-
-def images_below(folder: Path) -> list[str]:
-    """The names of all files that could be frames."""
-    from stepwatch.core.naming import is_frame_name
-
-    return sorted(name for _, _, names in os.walk(folder) for name in names if is_frame_name(name))
-
-
-def sidecar_of(folder: Path) -> tuple[Sidecar | None, tuple[str, ...]]:
-    """The sidecar in *folder*, if there is one, and sentences about what is wrong with it."""
-    from stepwatch import store
-    from stepwatch.core.sidecar import SIZE_LIMIT, parse_sidecar
-
-    try:
-        return parse_sidecar(store.read_capped(folder / store.SIDECAR, SIZE_LIMIT + 1))
-    except FileNotFoundError:
-        return None, ()
-    except OSError as error:
-        return None, (f"{store.SIDECAR} is not used: {error.strerror}",)
 
 
 def require_folder(folder: str) -> None:
@@ -510,11 +493,11 @@ def config_validate(paths: tuple[str, ...]) -> int:
 @everywhere
 def config_show(folder: str, settings: tuple[str, ...]) -> int:
     """Show the policy that counts in DIR, every value with the file and line that set it."""
-    from stepwatch import config
+    from stepwatch import config, store
 
     given = _settings()
     require_folder(folder)
-    sidecar, wrong = sidecar_of(Path(folder))
+    sidecar, wrong = store.read_sidecar(Path(folder))
     resolved = config.resolve_for(Path(folder), service=given.service(), settings=settings, overrides=sidecar.overrides if sidecar else None)
     resolved = replace(resolved, warnings=(*wrong, *resolved.warnings))
     report = given.report()

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from stepwatch.core.naming import printable
-from stepwatch.core.result import OutputResult
 from stepwatch.errors import ConfigError, EncodeError, EnvironmentFault, StepwatchError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+    from stepwatch.core.result import OutputResult
 
 _RANK: Mapping[str, int] = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 _COLOUR: Mapping[str, str] = {"debug": "2", "info": "", "warning": "33", "error": "31"}

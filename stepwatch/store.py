@@ -111,7 +111,7 @@ def _listing_fault(place: Path, error: OSError) -> NoFramesError | EnvironmentFa
 
 
 def _runs_in(place: Path, entries: Mapping[str, os.DirEntry[str]], pattern_for: Callable[[Path], str | None], *, guess: bool) -> list[Run]:
-    sidecar, notes = _read_sidecar(place) if SIDECAR in entries else (None, ())
+    sidecar, notes = read_sidecar(place) if SIDECAR in entries else (None, ())
     if sidecar is not None:
         return [_sidecar_run(place, entries, sidecar, notes)]
     if not any(map(is_frame_name, entries)):
@@ -278,16 +278,13 @@ def _is_png_animation(file: BinaryIO) -> bool:
     return False
 
 
-def images_below(folder: Path, limit: int) -> int:
-    """Count the still images in a folder and below it, up to a limit: where there is no run, a pattern may be all that they need."""
+def images_below(folder: Path, limit: int) -> list[str]:
+    """Name the still images in a folder and below it, at most so many: where there is no run, a pattern may be all that they need."""
     try:
-        places = _walk(Path(os.path.realpath(folder)), lambda _: False)
-        images = (
-            name for _, entries in places for name in filter(is_frame_name, entries) if not _is_animation(Path(entries[name].path), guessed=True)
-        )
-        return sum(1 for _ in islice(images, limit))
+        images = (name for _, entries in _walk(Path(os.path.realpath(folder)), lambda _: False) for name in _images(entries, guessed=True)[0])
+        return sorted(islice(images, limit), key=natural)
     except (NoFramesError, EnvironmentFault):
-        return 0
+        return []
 
 
 def _frames(entries: Mapping[str, os.DirEntry[str]], names: Iterable[str]) -> dict[str, Frame]:
@@ -368,7 +365,8 @@ def _with_twins_noted(runs: list[Run]) -> list[Run]:
     ]
 
 
-def _read_sidecar(place: Path) -> tuple[Sidecar | None, tuple[str, ...]]:
+def read_sidecar(place: Path) -> tuple[Sidecar | None, tuple[str, ...]]:
+    """Read the sidecar of a folder, if there is one, and say what is wrong with it."""
     try:
         data = read_capped(place / SIDECAR, SIZE_LIMIT + 1)
     except FileNotFoundError:

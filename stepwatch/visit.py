@@ -11,6 +11,7 @@ import hashlib
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -88,6 +89,7 @@ def _runs_below(folder: Path, *, service: config.ServiceConfig, settings: Sequen
     )
     runs: list[tuple[Run, config.Resolved]] = []
     appended: dict[Path, list[Run]] = {}
+    in_folder = Counter(run.key.folder for run in found)
     for run in found:
         place = Path(run.key.folder)
         if run.sidecar and run.sidecar.overrides:
@@ -96,7 +98,7 @@ def _runs_below(folder: Path, *, service: config.ServiceConfig, settings: Sequen
             resolved = resolve(place)
         if resolved.policy.frames.append:
             # Runs that share a folder are joined there; a run that has a folder of its own is joined with its neighbours.
-            together = place if run.key.group or place == folder else place.parent
+            together = place if run.key.group or in_folder[run.key.folder] > 1 or place == folder else place.parent
             if together not in appended:
                 runs.append((run, resolved))
             appended.setdefault(together, []).append(run)
@@ -224,7 +226,8 @@ class _Visit:
 
     def _carry_out(self, plan: RenderPlan, texts: Mapping[str, str], workspace: Workspace) -> RunResult:
         self._tell(plan)
-        facts = metadata.gather(self.run.sidecar, {**texts, **store.read_workflow(self.run)})
+        hints = {"seed": self.run.seed_hint, "prompt": self.run.prompt_hint}
+        facts = metadata.gather(self.run.sidecar, {**texts, **store.read_workflow(self.run)}, hints=hints)
         if self.options.dry_run:
             return self._dry_run(plan, facts)
         self._take_digests(plan)
@@ -302,6 +305,8 @@ class _Visit:
         target = self.options.destination
         if target is not None and not target.is_dir():
             return Path(os.path.abspath(target.parent)), target.name[: len(target.name) - len(target.suffix)], ()
+        if target is None:
+            self.resolved.require_places()
         folder = Path(os.path.abspath(target)) if target is not None else self.resolved.output_dirs[number]
         fields: dict[str, object] = {
             "seed": facts.seed,

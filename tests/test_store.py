@@ -309,18 +309,17 @@ def test_a_folder_named_animation_is_not_guessed_at(tmp_path: Path) -> None:
     assert [run.name for run in find(tmp_path)] == ["animation", "shot"]
 
 
-def test_images_that_make_no_run_are_counted(tmp_path: Path) -> None:
-    """Where nothing is found, the caller can say whether images are there at all; counting ends at its limit."""
+def test_images_that_make_no_run_are_named(tmp_path: Path) -> None:
+    """Where nothing is found, the caller can say which images are there; looking ends at the limit."""
     write(tmp_path, "cat.png", "dog.jpg", "notes.txt", ".hidden.png")
     write(tmp_path / "deep" / "er", "bird.webp")
     write(tmp_path / ".trash", "1.png")
     write(tmp_path / "animation", "fish.png")
     save_output(tmp_path / "out" / "7.webp", 2)
     assert find(tmp_path) == []
-    assert store.images_below(tmp_path, 100) == 4
-    assert store.images_below(tmp_path, 2) == 2
-    assert store.images_below(tmp_path / "animation", 100) == 1
-    assert store.images_below(tmp_path / "nowhere", 100) == 0
+    assert store.images_below(tmp_path, 100) == ["bird.webp", "cat.png", "dog.jpg", "fish.png"]
+    assert len(store.images_below(tmp_path, 2)) == 2
+    assert store.images_below(tmp_path / "nowhere", 100) == []
 
 
 def test_a_folder_that_is_not_there_is_no_frames(tmp_path: Path) -> None:

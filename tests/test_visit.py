@@ -367,3 +367,11 @@ def test_an_interrupt_during_verification_is_an_interrupt(make_run, ffmpeg: str,
     with pytest.raises(Interrupted):
         render(folder, ffmpeg, stop=stop)
     assert not (folder / "animation").exists()
+
+
+def test_seed_and_prompt_in_the_names_name_the_animation(make_run, ffmpeg: str) -> None:  # type: ignore[no-untyped-def]
+    """Frames of Steps Animation without a text in them: SEED-PROMPT stands in their names."""
+    folder = make_run(steps=3, sidecar=None, names="0101{index:03d}-12-a grey cat.png")
+    [result] = render(folder, ffmpeg)
+    assert published(folder) == ["12-a grey cat-incomplete.mp4"]
+    assert result.found == 3

@@ -209,8 +209,11 @@ def _utf16(body: bytes) -> str:
 # --- facts -----------------------------------------------------------------------------------------------------------------------
 
 
-def gather(sidecar: Sidecar | None, texts: Mapping[str, str]) -> Facts:
-    """Put together what is known of a run from its sidecar and from texts of its frames (``parameters``, ``prompt``, ``workflow``)."""
+def gather(sidecar: Sidecar | None, texts: Mapping[str, str], *, hints: Mapping[str, object] | None = None) -> Facts:
+    """Put together what is known of a run: from its sidecar, then from texts of its frames (``parameters``, ``prompt``, ``workflow``).
+
+    *hints*, such as a seed in the frames' names, count where neither says anything.
+    """
     infotext = (sidecar.infotext if sidecar else None) or texts.get("parameters") or None
     if infotext:
         infotext = _without_frame_number(infotext)
@@ -222,6 +225,7 @@ def gather(sidecar: Sidecar | None, texts: Mapping[str, str]) -> Facts:
         sources.append(_facts_of_infotext(parse_infotext(infotext)))
     if prompt_json:
         sources.append(_facts_of_graph(prompt_json))
+    sources.append(hints or {})
 
     def first(key: str) -> object:
         return next((source[key] for source in sources if source.get(key) not in (None, "")), None)
