@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from stepwatch import config, encoder, visit
 from stepwatch.core.result import RunResult
@@ -325,3 +326,15 @@ def test_what_a_crash_left_is_never_adopted(make_run, ffmpeg: str, tmp_path: Pat
     assert result.exit_code == 0
     published = [path for path in (folder / "animation").iterdir() if not path.name.startswith(".")]
     assert [str(path) for path in published] == [result.outputs[0].path]
+
+
+def test_a_dropped_image_is_noticed_even_where_nobody_could_see_it(make_run, liar) -> None:  # type: ignore[no-untyped-def]
+    """The end of a run hardly changes: there ffmpeg's own count of what it has read is held against what it was given."""
+    folder = make_run(steps=12, size=(64, 48))
+    with Image.open(folder / "00010.png") as image:
+        image.putpixel((3, 3), (9, 9, 9))
+        image.save(folder / "00011.png")
+    result = render(folder, liar("drops the last image"))
+    assert result.exit_code == 1
+    assert "read 11 of the 12 images" in result.reason
+    assert nothing_but_frames(folder)
