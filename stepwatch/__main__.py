@@ -1,7 +1,11 @@
 """``stepwatch`` and ``python -m stepwatch``."""
 
+import contextlib
 import os
 import signal
+import sys
+
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -10,10 +14,20 @@ def main() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
             # No frame has been read and nothing written yet: there is nothing to unwind, and a traceback out of an import helps nobody.
-            signal.signal(number, lambda _number, _frame: os._exit(130))
+            signal.signal(number, lambda _number, _frame: os._exit(INTERRUPTED))
     from stepwatch import cli
 
-    cli.main()
+    try:
+        cli.main()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            # While Python winds up, a further Ctrl-C would end it by the signal: who asked for the end twice still gets the code of the first.
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
 
 
 if __name__ == "__main__":

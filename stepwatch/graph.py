@@ -26,6 +26,9 @@ TRUE_TIMES = 90000
 KEYFRAME_EVERY = 25
 """Pictures between key frames when each picture is an image of its own: seeking stays possible at three pictures a second."""
 
+MIXES = 6
+"""Pictures of each cross-fade that a palette is made from."""
+
 MCI_SIDE = 32
 """Pixels; ``minterpolate`` refuses less, so smaller pictures are enlarged for it and come back afterwards."""
 
@@ -64,7 +67,12 @@ def render_argv(
 def palette_argv(plan: OutputPlan, *, ffmpeg_path: str, destination: str) -> list[str]:
     """The argument list that finds the colours of a gif: pixels on stdin, one small PNG as *destination*."""
     colours = 128 if plan.quality == "small" else 256
-    stream = _source(plan).filter("palettegen", max_colors=str(colours), stats_mode="full", reserve_transparent="0")
+    stream = _source(plan)
+    if not plan.variable and not plan.timeline.dense and plan.timeline.interpolation != "none":
+        # A cross-fade shows colours that neither image has; a few pictures of each are enough to know them.
+        rate = min(plan.fps, MIXES * plan.timeline.feed_rate)
+        stream = _cross_faded(stream, rate, held=0)
+    stream = stream.filter("palettegen", max_colors=str(colours), stats_mode="full", reserve_transparent="0")
     output = ffmpeg.output(stream, DESTINATION, f="image2", update="1", **{"frames:v": "1", "c:v": "png"})
     return _compile(output, ffmpeg_path, files={DESTINATION: destination})
 
@@ -100,9 +108,7 @@ def _interpolated(stream: Any, plan: OutputPlan) -> Any:
             stream = stream.filter("tpad", stop=2, stop_mode="clone").filter("fps", fps=rate, round="up")
         elif timeline.interpolation == "blend":
             # The tail is held here, in images: behind `framerate` a tpad does not always see the end of the stream.
-            held = math.ceil(timeline.tail * timeline.feed_rate / timeline.fps)
-            stream = stream.filter("tpad", stop=held + 2, stop_mode="clone")
-            stream = stream.filter("framerate", fps=rate, interp_start=0, interp_end=255, flags=0)
+            stream = _framerate(stream, plan.fps, held=math.ceil(timeline.tail * timeline.feed_rate / timeline.fps))
         else:
             stream = stream.filter("tpad", stop=4, stop_mode="clone")
             larger = -(-MCI_SIDE // min(plan.width, plan.height))
@@ -118,6 +124,19 @@ def _interpolated(stream: Any, plan: OutputPlan) -> Any:
     if not still and timeline.interpolation != "none":
         stream = stream.filter("scale", in_color_matrix="bt709", in_range="pc", flags="bicubic+accurate_rnd")
     return stream.filter("format", "rgb24" if plan.codec.palette else planes)
+
+
+def _framerate(stream: Any, fps: Fraction, *, held: int) -> Any:
+    """Cross-fade planes of images to *fps* pictures a second; the last image stays for *held* images more."""
+    stream = stream.filter("tpad", stop=held + 2, stop_mode="clone")
+    return stream.filter("framerate", fps=f"{fps.numerator}/{fps.denominator}", interp_start=0, interp_end=255, flags=0)
+
+
+def _cross_faded(stream: Any, fps: Fraction, *, held: int) -> Any:
+    """The same for RGB."""
+    stream = stream.filter("scale", out_range="pc", **TO_PLANES).filter("format", "yuv444p")
+    stream = _framerate(stream, fps, held=held)
+    return stream.filter("scale", in_color_matrix="bt709", in_range="pc", flags="bicubic+accurate_rnd").filter("format", "rgb24")
 
 
 def _timed(stream: Any, plan: OutputPlan) -> Any:

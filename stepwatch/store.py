@@ -45,7 +45,7 @@ from stepwatch.core.naming import (
     sort_groups,
 )
 from stepwatch.core.policy import DEFAULT_DIR
-from stepwatch.core.sidecar import SIZE_LIMIT, frame_index, parse_sidecar, step_of_index
+from stepwatch.core.sidecar import SIZE_LIMIT, frame_index, parse_sidecar, promised_steps, step_of_index
 from stepwatch.errors import ConfigError, EnvironmentFault, NoFramesError, PublishError
 
 SIDECAR = "run.json"
@@ -186,7 +186,8 @@ def _sidecar_run(place: Path, entries: Mapping[str, os.DirEntry[str]], sidecar: 
         others = [one for one in groups if one is not group]
         notes = (*notes, *(f"left out, no frames of this run: {_count(len(one.frames), 'image')} named {printable(one.name)}..." for one in others))
         group = _from_indices(group, sidecar)
-    missing = missing_steps([step for step, _ in group.frames], stride=sidecar.every)
+    there = [step for step, _ in group.frames]
+    missing = tuple(sorted({*missing_steps(there, stride=sidecar.every), *promised_steps(sidecar)} - set(there)))
     return Run(
         key=RunKey(folder=str(place)),
         name=sidecar.run_id,

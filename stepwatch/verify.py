@@ -8,6 +8,8 @@ without decoding: how many there are, when each shows, how large the picture is.
 * the direction of the difference. Project it on the line from one image to the next: 0 is where the picture belongs, 1 is a whole image
   late, -1 one early. Loss is nearly at right angles to that line, so even images that differ by less than the loss are told apart: the
   displacement may be ``DISPLACED`` of the way and ``SLACK`` levels on top. Neighbours closer than that are the same picture to anybody.
+  An encoder may well shift the brightness of all of a flat picture alike, though, so the mean is measured by itself, with more patience
+  (``BIAS``), and taken out of the line.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ DISPLACED = 0.6
 """Share of the way to a neighbouring image beyond which a picture shows the wrong moment."""
 SLACK = 0.2
 """Levels of displacement (root mean square) that loss may cause on top; 0.08 is the most that was seen, at the small quality of h265."""
+BIAS = 2.0
+"""Levels by which loss may shift the mean of a picture towards its neighbour on top; vp9 shifts flat colours by one and a half."""
 MOTION = 0.75
 """Motion interpolation goes its own way between two images: this share of their difference is allowed on top."""
 AMPLE_SIDE = 256
@@ -262,6 +266,32 @@ def _listen(pipe: IO[bytes], said: list[bytes]) -> None:
     pipe.close()
 
 
+class _Line:
+    """The way from one image's thumbnail to another's, as a direction without its mean, and the mean."""
+
+    def __init__(self, differences: Sequence[int]) -> None:
+        self.distance = sum(map(abs, differences)) / PIXELS
+        self._mean = sum(differences) / PIXELS
+        self._shape = [difference - self._mean for difference in differences]
+        self._square = sum(map(operator.mul, self._shape, self._shape))
+
+    def project(self, error: Sequence[float], slack: float, bias: float) -> tuple[float, float]:
+        """How much of the way *error* goes (1.0: all of it), and how much of that is to be forgiven.
+
+        *slack* and *bias* are levels of the shape and of the mean; whichever of the two leaves less to forgive is the better witness.
+        """
+        witnesses = []
+        if self._square:
+            length = math.sqrt(self._square / PIXELS)
+            witnesses.append((slack / length, sum(map(operator.mul, error, self._shape)) / self._square))
+        if self._mean:
+            witnesses.append((bias / abs(self._mean), sum(error) / PIXELS / self._mean))
+        if not witnesses:
+            return 0.0, 0.0
+        forgiven, moved = min(witnesses)
+        return moved, forgiven
+
+
 class _Judge:
     """Holds each decoded picture against what the timeline expects at its time."""
 
@@ -271,9 +301,11 @@ class _Judge:
         self._mixes = _expected(plan)
         # A thumbnail's value is the mean of many pixels, which hides the loss in each; of a tiny picture it is the mean of few.
         few = max(1.0, AMPLE_SIDE / min(plan.width, plan.height)) * (COARSE if plan.coarse else 1.0)
-        self._tolerance = plan.codec.tolerance * math.sqrt(few)
+        self._tolerance = plan.codec.tolerance * few**0.75
+        self._displaced = min(DISPLACED + 0.05 * (few - 1), 0.8)
         self._slack = SLACK * few
-        self._lines: dict[tuple[int, int], tuple[list[int], float]] = {}
+        self._bias = BIAS * math.sqrt(few)
+        self._lines: dict[tuple[int, int], _Line] = {}
         self.seen = 0
         self.worst = 0.0
 
@@ -305,12 +337,10 @@ class _Judge:
                 + f" (its thumbnail differs by {difference:.1f} levels, {allowed:.1f} are allowed)"
             )
         for place, other in self._neighbours(mix):
-            line, square = self._line(order[place], order[other])
-            if not square:
-                continue
-            moved = sum(map(operator.mul, error, line)) / square
-            limit = DISPLACED if self._plan.timeline.interpolation != "mci" or mix.pure else 1.0
-            if (abs(moved) - limit) * math.sqrt(square / PIXELS) > self._slack:
+            line = self._line(order[place], order[other])
+            moved, slack = line.project(error, self._slack, self._bias)
+            limit = self._displaced if self._plan.timeline.interpolation != "mci" or mix.pure else 1.0
+            if abs(moved) > limit + slack:
                 raise _refuse(
                     f"picture {number} shows another moment: {abs(moved):.0%} of the way from image {order[place] + 1} to {order[other] + 1}"
                 )
@@ -332,19 +362,17 @@ class _Judge:
         share = float(weight)
         return [a + share * (b - a) for a, b in zip(one, self._thumbnails[second], strict=True)]
 
-    def _line(self, first: int, second: int) -> tuple[list[int], float]:
-        """The difference of two images and its square sum; zero where one of them is never fed."""
+    def _line(self, first: int, second: int) -> _Line:
+        """The way from one image to another; of no length where one of them is never fed."""
         if (first, second) not in self._lines:
             if len(self._lines) > 8:
                 self._lines.clear()
             one, other = self._thumbnails[first], self._thumbnails[second]
-            line = list(map(operator.sub, other, one)) if one and other else []
-            self._lines[first, second] = line, float(sum(map(operator.mul, line, line)))
+            self._lines[first, second] = _Line(list(map(operator.sub, other, one)) if one and other else [0] * PIXELS)
         return self._lines[first, second]
 
     def _distance(self, first: int, second: int) -> float:
-        line, _ = self._line(first, second)
-        return sum(map(abs, line)) / PIXELS
+        return self._line(first, second).distance
 
 
 def _expected(plan: OutputPlan) -> Iterator[Mix]:

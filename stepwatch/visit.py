@@ -255,6 +255,9 @@ class _Visit:
         if self.run.missing:
             steps = ", ".join(map(str, self.run.missing[:20])) + (" ..." if len(self.run.missing) > 20 else "")
             say(name, f"no frame for step {steps}; the animation goes on without", level="warning")
+        longest = self.resolved.longest
+        if longest is not None and any(output.duration >= longest for output in plan.outputs):
+            say(name, f"a file that is not trusted asks for too few frames a second: it gets {float(longest):.0f} s", level="warning")
         for output in plan.outputs:
             if max(abs(output.width - plan.canvas[0]), abs(output.height - plan.canvas[1])) > 1:
                 limits = f"from {output.codec.smallest} to {output.codec.largest} pixels a side"

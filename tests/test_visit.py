@@ -312,13 +312,14 @@ def test_an_animation_that_was_cut_since_does_not_count_as_there(make_run, ffmpe
 
 def test_an_animation_that_had_to_fit_is_found_again(make_run, ffmpeg: str) -> None:  # type: ignore[no-untyped-def]
     """With max_size the file may be smaller than planned in every respect; it is the same animation all the same."""
-    folder = make_run(steps=6, size=(64, 48))
-    limit = "outputs=[{codec: gif, max_size: 10kB}]"
+    folder = make_run(steps=6, size=(160, 120))
+    [free] = render(folder, ffmpeg, "outputs=[{codec: gif, name: free}]")
+    limit = f"outputs=[{{codec: gif, max_size: {free.outputs[0].bytes * 7 // 10}}}]"
     [first] = render(folder, ffmpeg, limit)
     [second] = render(folder, ffmpeg, limit)
     assert first.exit_code == 0, first.reason
     assert second.outputs[0].exists
-    assert second.outputs[0].width == first.outputs[0].width < 64
+    assert second.outputs[0].width == first.outputs[0].width < 160
 
 
 def test_frames_that_are_not_shown_are_proved_all_the_same(make_run, ffmpeg: str) -> None:  # type: ignore[no-untyped-def]
@@ -375,3 +376,51 @@ def test_seed_and_prompt_in_the_names_name_the_animation(make_run, ffmpeg: str) 
     [result] = render(folder, ffmpeg)
     assert published(folder) == ["12-a grey cat-incomplete.mp4"]
     assert result.found == 3
+
+
+@pytest.mark.parametrize("codec", ["webp", "apng"])
+def test_a_single_frame_makes_an_animation_that_lasts(make_run, ffmpeg: str, codec: str) -> None:  # type: ignore[no-untyped-def]
+    """A still image would know no time: the picture is written twice, and lasts as long as planned."""
+    folder = make_run(steps=1)
+    for interpolation in ("none", "blend"):
+        [result] = render(folder, ffmpeg, f"outputs={codec}", f"timeline.interpolation={interpolation}", "timeline.hold_last=2500ms")
+        with Image.open(str(result.outputs[0].path)) as image:
+            assert getattr(image, "n_frames", 1) == result.outputs[0].frames >= 2
+            lasts = 0.0
+            for number in range(getattr(image, "n_frames", 1)):
+                image.seek(number)
+                image.load()
+                lasts += image.info["duration"]
+        assert abs(lasts - 3500) < 2 * result.outputs[0].frames
+
+
+def test_a_gif_knows_the_colours_between_its_images(make_run, ffmpeg: str) -> None:  # type: ignore[no-untyped-def]
+    """Pure red to pure green goes through colours that neither has; the palette is made from the cross-fade."""
+    folder = make_run(steps=2, size=(64, 64))
+    for number, colour in enumerate([(255, 0, 0), (0, 255, 0)]):
+        Image.new("RGB", (64, 64), colour).save(folder / f"{number:05d}.png")
+    [result] = render(folder, ffmpeg, "outputs=gif")
+    assert result.exit_code == 0, result.reason
+    with Image.open(str(result.outputs[0].path)) as image:
+        image.seek(7)
+        red, green, _ = image.convert("RGB").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))  # type: ignore[misc]
+    assert 60 < red < 200
+    assert 60 < green < 200
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265", "av1", "vp9", "prores", "gif", "webp", "apng"])
+def test_flat_colours_are_no_reason_to_refuse(make_run, ffmpeg: str, codec: str) -> None:  # type: ignore[no-untyped-def]
+    """An encoder may shift all of a flat picture by a level or two; that is not another moment."""
+    folder = make_run(steps=24, size=(64, 64))
+    for number in range(24):
+        Image.new("RGB", (64, 64), (90 + number, 80 + 2 * number, 170 - 3 * number)).save(folder / f"{number:05d}.png")
+    [result] = render(folder, ffmpeg, f"outputs={codec}")
+    assert result.exit_code == 0, result.reason
+
+
+def test_what_the_sidecar_counts_and_is_not_there_is_missing(make_run, ffmpeg: str) -> None:  # type: ignore[no-untyped-def]
+    """Holes at both ends are holes: the hook's lost frames, and what a final count promises."""
+    folder = make_run(steps=6, sidecar={"frames": {"name": "{index:05d}.png", "count": 6, "lost": [6], "scale": 1}})
+    (folder / "00000.png").unlink()
+    [result] = render(folder, ffmpeg)
+    assert result.missing == (1, 7)

@@ -55,6 +55,8 @@ class Codec:
     """Shortest side in pixels that its encoders take; smaller pictures are enlarged by a whole factor."""
     holds_by_delay: bool = False
     """The container counts in ticks of its own: a hold is one picture with a long delay, not many equal ones."""
+    moving: bool = False
+    """A single picture would be a still image that knows no time: it is written twice."""
     palette: bool = False
     """A pass over the images first finds the colours."""
     tolerance: float = 3.0
@@ -141,13 +143,14 @@ _TABLE = (
         finest=1,
         muxer_options=(("movflags", "+faststart"), ("tag:v", "hvc1")),
         smallest=16,
+        tolerance=4.0,
     ),
     Codec(
         name="av1",
         suffix=".mp4",
         muxer="mp4",
         stream="av1",
-        qualities={"default": _svt(38), "classic": _aom(28), "high": _svt(26), "small": _svt(48)},
+        qualities={"default": _svt(30), "classic": _aom(28), "high": _svt(22), "small": _svt(42)},
         quality_option="crf",
         coarsest=63,
         finest=1,
@@ -212,6 +215,7 @@ _TABLE = (
         timescale=1000,
         fastest=100,
         largest=16383,
+        moving=True,
         holds_by_delay=True,
         tolerance=4.0,
     ),
@@ -226,7 +230,8 @@ _TABLE = (
         tags="embedded",
         muxer_options=(("plays", "0"),),
         largest=65535,
-        tolerance=1.0,
+        moving=True,
+        tolerance=2.5,  # None of its own; a cross-fade goes through 4:4:4 planes and back.
     ),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -201,20 +202,23 @@ def plan_output(
     fps = policy.timeline.fps
     if codec.fastest is not None:
         fps = min(fps, Fraction(codec.fastest))
-    fps_in = policy.timeline.fps_in
-    if fps_in is not None and longest is not None:
-        fps_in = max(fps_in, 2 * count / longest)
     timeline = make_timeline(
         count,
         duration=policy.timeline.duration,
         fps=fps,
-        fps_in=fps_in,
+        fps_in=policy.timeline.fps_in,
         interpolation=policy.timeline.interpolation,
         hold_first=policy.timeline.hold_first,
         hold_last=policy.timeline.hold_last,
         direction=policy.timeline.direction,
     )
+    if longest is not None and timeline.duration > longest:
+        timeline = replace(timeline, pictures=max(1, timeline.pictures - math.ceil((timeline.duration - longest) * fps)))
     still = timeline.positions == 1 and codec.holds_by_delay
+    variable = still or (timeline.interpolation == "none" and not output.constant_rate)
+    if codec.moving and variable and timeline.positions == 1:
+        fps = 2 / timeline.duration
+        timeline, variable = Timeline(order=(0,), fps=fps, interpolation="none", pictures=2, head=0, tail=0), False
     width, height = output_size(canvas, codec)
     return OutputPlan(
         codec=codec,
@@ -224,7 +228,7 @@ def plan_output(
         timeline=timeline,
         width=width,
         height=height,
-        variable=still or (timeline.interpolation == "none" and not output.constant_rate),
+        variable=variable,
         max_size=output.max_size,
         template=output.name,
         dither=codec.extra.get(quality, ""),

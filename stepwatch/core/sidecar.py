@@ -22,6 +22,8 @@ DEPTH_LIMIT = 64
 LARGEST_SEED = 2**64 - 1
 LARGEST_COUNT = 10**9
 """Steps, frames, indices: more is a mistake, and would make lists that fill the memory."""
+MOST_PROMISED = 10_000
+"""Frames of a sidecar's word that are looked for one by one."""
 
 _SCHEMA = re.compile(r"stepwatch\.run/([0-9]{1,6})(\.[0-9]{1,6})?")
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -57,6 +59,14 @@ def frame_index(sidecar: Sidecar, name: str) -> int | None:
     # The hook's exact name only: 5.png beside 00005.png is somebody else's.
     index = int(digits)
     return index if f"{index:{shape['width'] or ''}d}" == digits else None
+
+
+def promised_steps(sidecar: Sidecar) -> frozenset[int]:
+    """The steps that must have frames by the sidecar's word: those it calls lost, and once it is final all that it counts."""
+    indices = set(sidecar.lost)
+    if sidecar.state is not Outcome.RUNNING and sidecar.frame_count is not None:
+        indices.update(range(min(sidecar.frame_count + len(sidecar.lost), MOST_PROMISED)))
+    return frozenset(step_of_index(sidecar, index) for index in indices)
 
 
 def step_of_index(sidecar: Sidecar, index: int) -> int:

@@ -137,6 +137,10 @@ def test_an_untrusted_rate_cannot_make_an_endless_animation() -> None:
     policy = Policy(timeline=TimelinePolicy(fps_in=Fraction(1, 1000), hold_last=Fraction(0)))
     plan = plan_render(run_of(found), Survey(facts=found), policy, encoders=ALL, longest=Fraction(600))
     assert plan.timeline.duration <= 600
+    long = replace(policy, timeline=replace(policy.timeline, fps_in=Fraction(1), hold_last=Fraction(540)))
+    assert plan_render(run_of(found), Survey(facts=found), long, encoders=ALL, longest=Fraction(600)).timeline.duration == 600
+    legal = replace(policy, timeline=replace(policy.timeline, fps_in=Fraction(1, 5)))
+    assert plan_render(run_of(found), Survey(facts=found), legal, encoders=ALL, longest=Fraction(600)).timeline.duration == 500
 
 
 def test_incomplete_unless_the_sidecar_says_complete() -> None:
