@@ -1300,3 +1300,11 @@ def test_resolving_ten_thousand_folders_does_not_fill_the_memory(watched: Path) 
     resolved(watched)
     assert len(reading._cache) <= reading.MOST_CACHED
     reading._cache.clear()
+
+
+@pytest.mark.parametrize(("written", "meant"), [("rel/ffmpeg", "rel/ffmpeg"), ("./ffmpeg", "ffmpeg"), ("ffmpeg", None), ("/opt/ffmpeg", None)])
+def test_a_relative_ffmpeg_counts_from_the_service_file(tmp_path: Path, written: str, meant: str | None) -> None:
+    """As the watched folders do; a bare name is left for PATH, an absolute path as it is."""
+    service = config.load_service(write(tmp_path, f"ffmpeg: {written}", "service.yaml"))
+    expected = str(tmp_path / meant) if meant else written
+    assert os.path.normpath(service.ffmpeg) == os.path.normpath(expected)

@@ -401,7 +401,9 @@ def _service(reader: Reader, node: Node, folder: Path) -> ServiceConfig:
         else:
             values[name] = reader.leaf(inner, hints[name], name)
     if isinstance(values.get("ffmpeg"), str):
-        values["ffmpeg"] = os.path.expanduser(values["ffmpeg"])
+        path = os.path.expanduser(values["ffmpeg"])
+        # A bare name is looked for on PATH; a path counts from this file, as those under `watch` do.
+        values["ffmpeg"] = os.path.join(folder, path) if os.path.dirname(path) else path
     return ServiceConfig(**values)
 
 
