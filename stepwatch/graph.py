@@ -71,7 +71,7 @@ def palette_argv(plan: OutputPlan, *, ffmpeg_path: str, destination: str) -> lis
     if not plan.variable and not plan.timeline.dense and plan.timeline.interpolation != "none":
         # A cross-fade shows colours that neither image has; a few pictures of each are enough to know them.
         rate = min(plan.fps, MIXES * plan.timeline.feed_rate)
-        stream = _cross_faded(stream, rate, held=0)
+        stream = _rgb_of_planes(_framerate(_planes_of_rgb(stream), rate, held=0))
     stream = stream.filter("palettegen", max_colors=str(colours), stats_mode="full", reserve_transparent="0")
     output = ffmpeg.output(stream, DESTINATION, f="image2", update="1", **{"frames:v": "1", "c:v": "png"})
     return _compile(output, ffmpeg_path, files={DESTINATION: destination})
@@ -99,8 +99,7 @@ def _interpolated(stream: Any, plan: OutputPlan) -> Any:
         between = planes.removesuffix("p10le") + "p" if planes.endswith("p10le") and timeline.interpolation == "mci" else planes
         stream = stream.filter("scale", out_range="tv", **TO_PLANES).filter("format", between)
     elif not still and timeline.interpolation != "none":
-        # The interpolating filters know no RGB; 4:4:4 at full range there and back costs at most one level.
-        stream = stream.filter("scale", out_range="pc", **TO_PLANES).filter("format", "yuv444p")
+        stream = _planes_of_rgb(stream)
     if not still:
         rate = f"{plan.fps.numerator}/{plan.fps.denominator}"
         if timeline.interpolation == "none":
@@ -122,7 +121,7 @@ def _interpolated(stream: Any, plan: OutputPlan) -> Any:
             stream = stream.filter("format", planes)
         return stream.filter("setparams", range="tv", color_primaries="bt709", color_trc="bt709", colorspace="bt709")
     if not still and timeline.interpolation != "none":
-        stream = stream.filter("scale", in_color_matrix="bt709", in_range="pc", flags="bicubic+accurate_rnd")
+        stream = _rgb_of_planes(stream)
     return stream.filter("format", "rgb24" if plan.codec.palette else planes)
 
 
@@ -132,11 +131,13 @@ def _framerate(stream: Any, fps: Fraction, *, held: int) -> Any:
     return stream.filter("framerate", fps=f"{fps.numerator}/{fps.denominator}", interp_start=0, interp_end=255, flags=0)
 
 
-def _cross_faded(stream: Any, fps: Fraction, *, held: int) -> Any:
-    """The same for RGB."""
-    stream = stream.filter("scale", out_range="pc", **TO_PLANES).filter("format", "yuv444p")
-    stream = _framerate(stream, fps, held=held)
-    return stream.filter("scale", in_color_matrix="bt709", in_range="pc", flags="bicubic+accurate_rnd").filter("format", "rgb24")
+def _planes_of_rgb(stream: Any) -> Any:
+    """4:4:4 planes at full range, for the interpolating filters know no RGB; there and back costs at most one level."""
+    return stream.filter("scale", out_range="pc", **TO_PLANES).filter("format", "yuv444p")
+
+
+def _rgb_of_planes(stream: Any) -> Any:
+    return stream.filter("scale", in_color_matrix="bt709", in_range="pc", flags="bicubic+accurate_rnd")
 
 
 def _timed(stream: Any, plan: OutputPlan) -> Any:

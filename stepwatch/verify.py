@@ -20,6 +20,7 @@ import operator
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -228,33 +229,42 @@ def _decoded(path: Path, ffmpeg: str, stop: threading.Event) -> Iterator[bytes]:
     said: list[bytes] = []
     listener = threading.Thread(target=_listen, args=(process.stderr, said), daemon=True)
     listener.start()
-    watchdog = threading.Timer(SILENCE, process.kill)
-    watchdog.daemon = True
-    watchdog.start()
+    decoded, ended = [0], threading.Event()
+    guard = threading.Thread(target=_guard, args=(process, decoded, ended, stop), daemon=True)
+    guard.start()
     size = PIXELS + PIXELS // 2
     try:
-        while picture := process.stdout.read(size):
-            if len(picture) < size:
-                raise _refuse("its last picture is cut short")
-            if stop.is_set():
-                raise Interrupted("stopped by the user")
-            watchdog.cancel()
-            watchdog = threading.Timer(SILENCE, process.kill)
-            watchdog.daemon = True
-            watchdog.start()
+        while len(picture := process.stdout.read(size)) == size and not stop.is_set():
+            decoded[0] += 1
             yield picture[:PIXELS]
+        if stop.is_set():
+            raise Interrupted("stopped by the user")
+        if picture:
+            raise _refuse("its last picture is cut short")
         code = process.wait()
         listener.join()
         words = b"".join(said).decode("utf-8", "replace").strip()
         if code or words:
             raise _refuse(f"it does not decode without an error ({words[:300] or f'status {code}'})")
     finally:
-        watchdog.cancel()
+        ended.set()
         with contextlib.suppress(OSError):
             process.kill()
         process.wait()
         process.stdout.close()
         listener.join()
+        guard.join()
+
+
+def _guard(process: subprocess.Popen[bytes], decoded: list[int], ended: threading.Event, stop: threading.Event) -> None:
+    """End a decoder that has made no picture for SILENCE seconds, and any when *stop* is set; its reader then sees the end of the stream."""
+    seen, since = -1, time.monotonic()
+    while not ended.wait(0.5):
+        if decoded[0] != seen:
+            seen, since = decoded[0], time.monotonic()
+        if stop.is_set() or time.monotonic() - since > SILENCE:
+            process.kill()
+            return
 
 
 def _listen(pipe: IO[bytes], said: list[bytes]) -> None:
