@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from stepwatch.core.policy import CleanupPolicy
+
 
 class Outcome(StrEnum):
     """What the producer says of a run, as written under ``state`` in the sidecar."""
@@ -48,6 +50,16 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """The process that writes a run, as the sidecar tells it; what it does not tell is None."""
+
+    host: str | None = None
+    boot_id: str | None = None
+    pid: int | None = None
+    start_time: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sidecar:
     """What the hook wrote into ``run.json``, checked: every field is absent or of its right type."""
 
@@ -77,6 +89,7 @@ class Sidecar:
     """prompt, negative, seed, sampler, ...: known keys with values of their right type."""
     infotext: str | None = None
     workflow_file: str | None = None
+    writer: Writer = Writer()
     overrides: Mapping[str, object] = field(default_factory=dict)
     """The ``stepwatch`` object: policy for this run, untrusted and unchecked."""
     raw: Mapping[str, object] = field(default_factory=dict)
@@ -144,3 +157,120 @@ class Survey:
     """One for each frame of the run, in the same order."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Generation texts found in the frames: ``parameters`` (A1111), ``prompt`` and ``workflow`` (ComfyUI JSON)."""
+
+
+class Role(StrEnum):
+    """What a render did with one file of its run."""
+
+    SHOWN = "shown"
+    """Some picture of every output shows it."""
+    UNSHOWN = "unshown"
+    """Chosen, but there are more images than pictures."""
+    SKIPPED = "skipped"
+    """Left out by skip_first, skip_last or every."""
+    DAMAGED = "damaged"
+    """It could not be decoded."""
+    DUPLICATE = "duplicate"
+    """A further file of a step that has its frame."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Covered:
+    """One file of a run as it was when it was rendered."""
+
+    frame: Frame
+    digest: str
+    """sha256 of its content, hexadecimal; empty when it could not be read."""
+    role: Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """One output as it was when it was published."""
+
+    path: str
+    codec: str
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    inode: int
+    device: int
+    sha256: str
+    plan: str
+    """Plan digest, as in the file's own metadata."""
+    pictures: int
+    duration: str
+    """Seconds, a fraction as text."""
+    superseded: bool = False
+    """An incomplete one that went to the trash when a newer one contained its frames."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Render:
+    """One generation of a run that has been rendered, verified and published whole."""
+
+    generation: str
+    frames: tuple[Covered, ...]
+    outputs: tuple[Published, ...]
+    incomplete: bool
+    at: float
+    """Seconds since the epoch."""
+    cleanup: CleanupPolicy
+    """What the policy said when it was published; ``keep`` unless the run's place may be cleared at all."""
+    missing: tuple[int, ...] = ()
+    """Steps that had no frame."""
+    guessed: bool = False
+    cleared: int = 0
+    """Files moved to the trash so far."""
+    clear_note: str = ""
+    """Set when clearing has come to its end: what was done, or why frames stay."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether every frame of the run was there and could be decoded; nothing of a run is cleared otherwise."""
+        return not self.missing and not any(covered.role is Role.DAMAGED for covered in self.frames)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempts:
+    """What has been tried for the frames as they are now; other frames start anew."""
+
+    fingerprint: str = ""
+    """Of the frames that were tried."""
+    count: int = 0
+    not_before: float = 0.0
+    """Seconds since the epoch; no further try earlier."""
+    error: str = ""
+    """Why the last one failed; empty while it goes on, and after a crash."""
+
+
+class Word(StrEnum):
+    """What a person has said about a run, for the frames as they are now."""
+
+    NONE = ""
+    RETRY = "retry"
+    """Render it, held or quarantined or not."""
+    DISCARD = "discard"
+    """Leave it alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What stepwatch has durably recorded about a run."""
+
+    key: RunKey
+    run_id: str
+    name: str
+    watched: str
+    """Real path of the watched folder that owned it."""
+    renders: tuple[Render, ...] = ()
+    """Oldest first."""
+    attempts: Attempts = Attempts()
+    word: Word = Word.NONE
+    word_for: str = ""
+    """Fingerprint of the frames that the word is about."""
+    phase: str = ""
+    """As last seen, for people who ask when no daemon runs."""
+    reason: str = ""
+    updated: float = 0.0
+    """Seconds since the epoch."""
