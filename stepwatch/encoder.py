@@ -11,15 +11,16 @@ import os
 import queue
 import re
 import shutil
-import signal
 import subprocess
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NoReturn, Self
 
+from stepwatch import system
+from stepwatch.core.naming import printable
 from stepwatch.errors import EncodeError, EnvironmentFault, Interrupted, MissingToolError
 
 QUEUED_IMAGES = 2
@@ -27,10 +28,17 @@ QUEUED_IMAGES = 2
 KEPT_LINES = 60
 """Complaints on ffmpeg's stderr that are remembered; a flood of them is drained and forgotten."""
 LONGEST_LINE = 500
+ANSWER = 30.0
+"""Seconds that an ffmpeg may take to say what it can do."""
 NO_PROGRESS = 120.0
 """Seconds without a byte taken or a picture made after which ffmpeg counts as hung."""
+SHORTEST_LIMIT = 600.0
+LONGEST_PICTURE = 30.0
+"""Seconds; no machine in its right mind needs longer for one picture."""
 PATIENCE = 3.0
 """Seconds that the threads around an ended ffmpeg get to notice it."""
+LONGEST_LOOK = 0.5
+"""Seconds between two looks at ffmpeg; what is longer, this process has slept, was stopped or had other work."""
 
 _LEVEL = re.compile(r"^((?:\[[^\]]* @ 0x[0-9a-f]+\] )*)\[(\w+)\] ")
 _COMPLAINTS = frozenset({"panic", "fatal", "error", "warning"})
@@ -105,20 +113,39 @@ def capabilities(ffmpeg: str) -> Capabilities:
 
 
 def _ask(ffmpeg: str, question: str) -> str:
+    hint = "`stepwatch doctor` shows which ffmpeg is used and why"
     try:
-        argv = [ffmpeg, "-hide_banner", question]
-        answer = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False, start_new_session=True)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        reason = "does not answer" if isinstance(error, subprocess.TimeoutExpired) else (error.strerror or str(error))
-        raise MissingToolError(f"{ffmpeg} cannot be run as ffmpeg: {reason}", hint="`stepwatch doctor` shows which ffmpeg is used and why") from error
-    return answer.stdout.decode("utf-8", "replace")
+        process = system.start([ffmpeg, "-hide_banner", question])
+    except MissingToolError as error:
+        reason = error.message.rpartition(": ")[2]
+        raise MissingToolError(f"{ffmpeg} cannot be run as ffmpeg: {reason}", hint=hint) from error
+    with process:
+        try:
+            answer, complaint = process.communicate(timeout=ANSWER)
+        except subprocess.TimeoutExpired:
+            system.end_group(process)
+            raise MissingToolError(f"{ffmpeg} cannot be run as ffmpeg: does not answer", hint=hint) from None
+    if process.returncode:
+        said = complaint.decode("utf-8", "replace").strip()
+        said = said.rpartition(": " if said.startswith(system.STARTER) else "\n")[2]
+        reason = printable(said[:200]) or f"it stops with status {process.returncode}"
+        raise MissingToolError(f"{ffmpeg} cannot be run as ffmpeg: {reason}", hint=hint)
+    return answer.decode("utf-8", "replace")
+
+
+def wall_limit(pictures: int) -> float:
+    """Seconds that an ffmpeg may keep us waiting for an encode of so many pictures, whatever progress it reports."""
+    return max(SHORTEST_LIMIT, LONGEST_PICTURE * pictures)
 
 
 class Encoder:
     """A running ffmpeg that takes images on stdin.
 
     ``write`` hands over one image and returns at once unless the queue is full. After the process has gone, ``write`` does nothing:
-    ``finish`` tells what happened. Use as a context manager; leaving it ends the process whatever state it is in.
+    ``finish`` tells what happened. Use as a context manager; leaving it ends the process whatever state it is in. The process also ends
+    with the thread that made this object.
+
+    *limit* is how many seconds it may keep us waiting in all, see `wall_limit`.
     """
 
     def __init__(
@@ -128,6 +155,7 @@ class Encoder:
         on_progress: Callable[[int, float | None], None] | None = None,
         on_line: Callable[[str], None] | None = None,
         stop: threading.Event | None = None,
+        limit: float = SHORTEST_LIMIT,
     ) -> None:
         self.argv = tuple(argv)
         self._on_progress = on_progress
@@ -136,27 +164,25 @@ class Encoder:
         self._no_progress = NO_PROGRESS
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._images: queue.Queue[bytes | None] = queue.Queue(QUEUED_IMAGES)
-        self._moved = time.monotonic()
+        self._limit = limit
+        self._waited = 0.0
+        self._looked = time.monotonic()
+        self._moved = 0.0
         self._first = ""
         self._given = 0
         self._read: int | None = None
-        try:
-            self._process = subprocess.Popen(
-                self.argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C in the terminal is for stepwatch; it stops ffmpeg in its own way.
-                env=_environment(),
-            )
-        except OSError as error:
-            raise MissingToolError(f"{self.argv[0]} cannot be started: {error.strerror}", hint="run `stepwatch doctor`") from error
+        self._process = system.start(self.argv, stdin=subprocess.PIPE, env=_environment())
         self._threads = [
             threading.Thread(target=work, name=f"ffmpeg-{work.__name__.strip('_')}", daemon=True)
             for work in (self._write_images, self._read_progress, self._read_lines)
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:
+            self._threads = [thread for thread in self._threads if thread.ident is not None]
+            self.abort()
+            raise EnvironmentFault("ffmpeg cannot be fed: no more threads can be started", hint="raise the limit on processes") from error
 
     def __enter__(self) -> Self:
         return self
@@ -179,12 +205,16 @@ class Encoder:
             try:
                 self._images.put(image, timeout=0.2)
                 self._given += 1
+                self._moved = self._waited  # It had nothing to do while the image was made.
                 return
             except queue.Full:
                 self._check()
 
     def finish(self) -> None:
-        """Close stdin and wait for the end; raises EncodeError or EnvironmentFault unless ffmpeg says that all went well."""
+        """Close stdin and wait for the end; raises EncodeError or EnvironmentFault unless ffmpeg says that all went well.
+
+        MissingToolError, when it went away before it could begin.
+        """
         closed = False
         while self.running:
             if not closed:
@@ -215,27 +245,29 @@ class Encoder:
 
     def kill(self) -> None:
         """End the whole process group at once, without a chance to say good-bye: what it has written is thrown away anyway."""
-        if self.running:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if hasattr(os, "killpg"):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                else:
-                    self._process.kill()
+        system.end_group(self._process)
 
     def _check(self) -> None:
         if self._stop.is_set():
             self.abort()
             raise Interrupted("stopped by the user")
-        if time.monotonic() - self._moved > self._no_progress:
-            self.abort()
-            raise EncodeError(
-                f"ffmpeg made no progress for {self._no_progress:.0f} s and was ended",
-                hint="run again with -v to see what it says",
-                stderr=self.stderr,
-            )
+        now = time.monotonic()
+        # Only time in which we wait for ffmpeg, and are awake, is held against it.
+        self._waited += min(now - self._looked, LONGEST_LOOK)
+        self._looked = now
+        if self._waited - self._moved > self._no_progress:
+            self._give_up(f"ffmpeg made no progress for {self._no_progress:.0f} s and was ended")
+        if self._waited > self._limit:
+            self._give_up(f"ffmpeg had not finished after {self._limit:.0f} s and was ended")
+
+    def _give_up(self, what: str) -> NoReturn:
+        self.abort()
+        raise EncodeError(what, hint="run again with -v to see what it says", stderr=self.stderr)
 
     def _fail(self, what: str) -> None:
         said = self.stderr
+        if self._first.startswith(system.STARTER):
+            raise MissingToolError(f"{self.argv[0]} cannot be started: {self._first.rpartition(': ')[2]}", hint="run `stepwatch doctor`")
         for words, meaning in _ENVIRONMENT.items():
             if words in said:
                 raise EnvironmentFault(f"{meaning}: {what}", hint="make room or repair it, then render again: the frames are untouched")
@@ -262,7 +294,7 @@ class Encoder:
                 rest = memoryview(image)
                 while rest:
                     rest = rest[os.write(descriptor, rest[: 1 << 20]) :]
-                    self._moved = time.monotonic()
+                    self._moved = self._waited
         except OSError:
             pass  # ffmpeg has all it wants, or is gone: `finish` tells which, and the file is judged by itself.
         finally:
@@ -285,7 +317,7 @@ class Encoder:
                     speed = float(value.rstrip("x"))
             elif key == "progress":
                 if made != seen:
-                    seen, self._moved = made, time.monotonic()
+                    seen, self._moved = made, self._waited
                 if self._on_progress:
                     self._on_progress(made, speed)
 

@@ -4,9 +4,11 @@
     |- UsageError          2    the command line asks for something that cannot be
     |- NoFramesError      66    there is no run, or no frame that can be read
     |- MissingToolError   69    ffmpeg, or one of its encoders, is not there
+    |- BusyError          75    another stepwatch has the folder, or the run
     |- ConfigError        78    YAML files that do not say what they mean
     |- Interrupted       130    the user said stop
     `- RunError            1    one run could not be rendered; others go on
+       |- FramesChangedError    frames that were rewritten or went away meanwhile
        |- DamagedFramesError    frames that do not decode, and policy says fail
        |- EncodeError           ffmpeg stopped, hung or refused
        |- VerifyError           the file ffmpeg left is not the animation that was planned
@@ -49,6 +51,12 @@ class MissingToolError(StepwatchError):
     exit_code = 69
 
 
+class BusyError(StepwatchError):
+    """Another stepwatch watches the folder, or visits the run; the message says which one where that is known."""
+
+    exit_code = 75
+
+
 class ConfigError(StepwatchError):
     """One or more YAML files are wrong; ``complaints`` has a line for every fault found."""
 
@@ -67,6 +75,10 @@ class Interrupted(StepwatchError):
 
 class RunError(StepwatchError):
     """One run could not be rendered; its frames are as they were."""
+
+
+class FramesChangedError(RunError):
+    """Frames were rewritten or went away while they were being rendered; nothing is wrong with either."""
 
 
 class DamagedFramesError(RunError):

@@ -26,6 +26,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
+from stepwatch import system
 from stepwatch.core.metadata import exif_text, exif_texts, parse_exif, parse_ffmetadata, png_text, user_comment
 from stepwatch.errors import EnvironmentFault, VerifyError
 
@@ -423,15 +424,14 @@ def read(path: Path, *, ffmpeg: str) -> dict[str, str]:
 def _read_by_ffmpeg(path: Path, demuxer: str, ffmpeg: str) -> dict[str, str]:
     command = [ffmpeg, "-nostdin", "-v", "error", "-protocol_whitelist", "file", "-f", demuxer, "-i", f"file:{path}", "-f", "ffmetadata", "-"]
     with tempfile.TemporaryFile() as output:
-        subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.DEVNULL,
-            check=True,
-            timeout=_READ_SECONDS,
-            start_new_session=True,  # Ctrl-C in the terminal is for stepwatch.
-        )
+        with system.start(command, stdout=output, stderr=subprocess.DEVNULL) as process:
+            try:
+                code = process.wait(_READ_SECONDS)
+            except subprocess.TimeoutExpired:
+                system.end_group(process)
+                return {}
+        if code:
+            return {}
         output.seek(0)
         tags = parse_ffmetadata(output.read(_MAX_TAGS).decode("utf-8", "replace"))
     # Where an mp4 has room for known names only (see core.metadata.apple_tags), the stamp is kept under another one.

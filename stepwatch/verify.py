@@ -15,21 +15,23 @@ without decoding: how many there are, when each shows, how large the picture is.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import operator
 import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from stepwatch import system
 from stepwatch.core.plan import OutputPlan
 from stepwatch.core.timeline import Mix
-from stepwatch.errors import Interrupted, VerifyError
+from stepwatch.errors import EnvironmentFault, Interrupted, VerifyError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -91,8 +93,9 @@ def verify(
         end = _check_webp(path, plan, lambda number, image: judge.see(number, thumbnail(image)))
     else:
         end, _ = _check_packets(path, plan, ffmpeg, stop)
-        for number, picture in enumerate(_decoded(path, ffmpeg, stop)):
-            judge.see(number, picture)
+        with contextlib.closing(_decoded(path, ffmpeg, stop)) as pictures:
+            for number, picture in enumerate(pictures):
+                judge.see(number, picture)
     judge.close()
     return Verified(pictures=judge.seen, duration=end, worst=judge.worst)
 
@@ -108,9 +111,12 @@ def whole_file(path: Path, plan: OutputPlan, *, ffmpeg: str, stop: threading.Eve
         width, height = sizes[0]
     else:
         _, (width, height) = _check_packets(path, plan, ffmpeg, stop, exact_size=not plan.max_size)
-        count = sum(1 for _ in _decoded(path, ffmpeg, stop))
+        with contextlib.closing(_decoded(path, ffmpeg, stop)) as pictures:
+            # One more than planned is enough to know; who decodes for ever is not waited for.
+            count = sum(1 for _ in itertools.islice(pictures, plan.pictures + 1))
         if count != plan.pictures:
-            raise _refuse(f"it decodes to {count} pictures, {plan.pictures} were planned")
+            found = f"{count} pictures" if count < plan.pictures else "more pictures"
+            raise _refuse(f"it decodes to {found}, {plan.pictures} were planned")
     return replace(plan, width=width, height=height)
 
 
@@ -136,21 +142,17 @@ def _refuse(what: str) -> VerifyError:
 
 
 def _run(argv: Sequence[str], stop: threading.Event) -> subprocess.CompletedProcess[bytes]:
-    """Run ffmpeg out of the terminal's reach, and end it when *stop* is set or it takes too long."""
-    try:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    except OSError as error:
-        raise _refuse(f"{argv[0]} cannot be started to read it: {error.strerror}") from error
-    with process:
+    """Run ffmpeg, and end it when *stop* is set or it takes too long."""
+    with system.start(argv) as process:
         for _ in range(LISTING):
             try:
                 out, said = process.communicate(timeout=1)
                 return subprocess.CompletedProcess(argv, process.returncode, out, said)
             except subprocess.TimeoutExpired:
                 if stop.is_set():
-                    process.kill()
+                    system.end_group(process)
                     raise Interrupted("stopped by the user") from None
-        process.kill()
+        system.end_group(process)
     raise _refuse(f"its packets cannot be listed in {LISTING} s")
 
 
@@ -216,24 +218,26 @@ def _slack(plan: OutputPlan) -> Fraction:
     return Fraction(1, plan.codec.timescale or 1000) + Fraction(1, 10000)
 
 
-def _decoded(path: Path, ffmpeg: str, stop: threading.Event) -> Iterator[bytes]:
+def _decoded(path: Path, ffmpeg: str, stop: threading.Event) -> Generator[bytes]:
     """Thumbnails of every picture of the file, strictly decoded, in order; VerifyError at the first fault."""
     argv = [ffmpeg, "-hide_banner", "-nostdin", "-v", "error", "-xerror", "-err_detect", "explode", "-protocol_whitelist", "file"]
     # Times were checked with the packets; numbers instead of them keep uneven ones from colliding in a guessed time base.
     reduced = f"scale={SIDE}:{SIDE}:flags=area:out_color_matrix=bt709:out_range=tv,format=yuv420p,settb=1/1000,setpts=N"
     argv += ["-i", f"file:{path}", "-map", "0:v", "-fps_mode", "passthrough", "-vf", reduced, "-enc_time_base", "1/1000"]
     argv += ["-f", "rawvideo", "-"]
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    process = system.start(argv)
     assert process.stdout is not None
     assert process.stderr is not None
     said: list[bytes] = []
-    listener = threading.Thread(target=_listen, args=(process.stderr, said), daemon=True)
-    listener.start()
     decoded, ended = [0], threading.Event()
-    guard = threading.Thread(target=_guard, args=(process, decoded, ended, stop), daemon=True)
-    guard.start()
+    threads = [
+        threading.Thread(target=_listen, args=(process.stderr, said), daemon=True),
+        threading.Thread(target=_guard, args=(process, decoded, ended, stop), daemon=True),
+    ]
     size = PIXELS + PIXELS // 2
     try:
+        for thread in threads:
+            thread.start()
         while len(picture := process.stdout.read(size)) == size and not stop.is_set():
             decoded[0] += 1
             yield picture[:PIXELS]
@@ -242,28 +246,35 @@ def _decoded(path: Path, ffmpeg: str, stop: threading.Event) -> Iterator[bytes]:
         if picture:
             raise _refuse("its last picture is cut short")
         code = process.wait()
-        listener.join()
+        threads[0].join()
         words = b"".join(said).decode("utf-8", "replace").strip()
         if code or words:
             raise _refuse(f"it does not decode without an error ({words[:300] or f'status {code}'})")
+    except RuntimeError as error:  # What Python says when the system has no thread left.
+        raise EnvironmentFault("the file cannot be read back: no more threads can be started", hint="raise the limit on processes") from error
     finally:
         ended.set()
-        with contextlib.suppress(OSError):
-            process.kill()
+        system.end_group(process)
         process.wait()
         process.stdout.close()
-        listener.join()
-        guard.join()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+        process.stderr.close()
 
 
 def _guard(process: subprocess.Popen[bytes], decoded: list[int], ended: threading.Event, stop: threading.Event) -> None:
     """End a decoder that has made no picture for SILENCE seconds, and any when *stop* is set; its reader then sees the end of the stream."""
-    seen, since = -1, time.monotonic()
+    seen, silent, looked = -1, 0.0, time.monotonic()
     while not ended.wait(0.5):
+        now = time.monotonic()
+        # What is longer than a look takes, this process was stopped, and could not have seen a picture.
+        silent += min(now - looked, 1.0)
+        looked = now
         if decoded[0] != seen:
-            seen, since = decoded[0], time.monotonic()
-        if stop.is_set() or time.monotonic() - since > SILENCE:
-            process.kill()
+            seen, silent = decoded[0], 0.0
+        if stop.is_set() or silent > SILENCE:
+            system.end_group(process)
             return
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeGuard
 
-from stepwatch.core.model import Outcome, Sidecar
+from stepwatch.core.model import Outcome, Sidecar, Writer
 from stepwatch.core.naming import IMAGE_SUFFIXES, printable
 
 SIZE_LIMIT = 256 * 1024
@@ -20,6 +20,7 @@ SIZE_LIMIT = 256 * 1024
 DEPTH_LIMIT = 64
 """Nested objects and lists; deeper ones would sooner or later end somebody's recursion."""
 LARGEST_SEED = 2**64 - 1
+LARGEST_PID = 2**32 - 1
 LARGEST_COUNT = 10**9
 """Steps, frames, indices: more is a mistake, and would make lists that fill the memory."""
 MOST_PROMISED = 10_000
@@ -182,6 +183,7 @@ class _Reader:
             generation=self._generation(),
             infotext=self._text("infotext"),
             workflow_file=self._text("workflow_file", rule=_plain_file, wanted="the name of a file beside run.json"),
+            writer=self._writer(),
             overrides=dict(self._object("stepwatch")),
             raw=self.root,
         )
@@ -258,6 +260,19 @@ class _Reader:
             self._complain("frames.lost", value, "a list of indices")
         return ()
 
+    def _writer(self) -> Writer:
+        began, told = self._value("writer", "start_time"), None
+        if _is_number(began) and began >= 0:
+            told = float(began)
+        elif began is not None:
+            self._complain("writer.start_time", began, "a number of clock ticks or seconds")
+        return Writer(
+            host=self._text("writer", "host"),
+            boot_id=self._text("writer", "boot_id"),
+            pid=self._count("writer", "pid", least=1, most=LARGEST_PID),
+            start_time=told,
+        )
+
     def _generation(self) -> Mapping[str, object]:
         result: dict[str, object] = {}
         for key, value in self._object("generation").items():
@@ -268,7 +283,7 @@ class _Reader:
                 most = LARGEST_SEED if key in ("seed", "subseed") else LARGEST_COUNT
                 right, said = _whole(value, 0, most), f"a whole number from 0 to {most}"
             elif wanted is float:
-                right, said = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+                right, said = _is_number(value), "a number"
             else:
                 right, said = isinstance(value, wanted), "a list" if wanted is list else "a text"
             if right:
@@ -280,6 +295,10 @@ class _Reader:
 
 def _whole(value: object, least: int, most: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _frame_name(text: str) -> bool:

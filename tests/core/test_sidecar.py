@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepwatch.core.model import Outcome, Sidecar
+from stepwatch.core.model import Outcome, Sidecar, Writer
 from stepwatch.core.sidecar import SIZE_LIMIT, frame_index, parse_sidecar, step_of_index
 
 FULL: dict[str, Any] = {
@@ -106,6 +106,7 @@ def test_every_key_arrives() -> None:
         generation={key: value for key, value in FULL["generation"].items() if value is not None} | {"loras": ("x",)},
         infotext="a slender rocket\nSteps: 30",
         workflow_file="workflow.json",
+        writer=Writer(host="box", pid=4711),
         overrides={"timeline": {"duration": "6s"}},
         raw=FULL,
     )
@@ -121,6 +122,21 @@ def test_null_is_absent() -> None:
     """A key that is null is not complained of."""
     nothing = dict.fromkeys(FULL, None) | LEAST
     assert read(nothing) == Sidecar(run_id="r", state=Outcome.RUNNING, raw=nothing)
+
+
+@pytest.mark.parametrize("began", [123456, 1769860800.25, 0])
+def test_a_writer_that_tells_all(began: float) -> None:
+    """Ticks or seconds, whole or not: the number arrives as it is."""
+    told = {"app": "comfyui", "version": "0.3", "host": "box", "boot_id": "b-1", "pid": 2**22, "start_time": began}
+    assert read(LEAST | {"writer": told}).writer == Writer(host="box", boot_id="b-1", pid=2**22, start_time=began)
+
+
+def test_one_wrong_key_leaves_the_rest_of_the_writer() -> None:
+    """What is known of the writer is kept beside what is not."""
+    sidecar, wrong = parse_sidecar(encode(LEAST | {"writer": {"host": "box", "boot_id": "b-1", "pid": "many", "start_time": 5}}))
+    assert sidecar
+    assert sidecar.writer == Writer(host="box", boot_id="b-1", start_time=5.0)
+    assert wrong == ('run.json: writer.pid is ignored: it is "many", not a whole number from 1 to 4294967295',)
 
 
 def test_unknown_keys_are_ignored() -> None:
@@ -231,6 +247,16 @@ def test_without_the_required_keys_there_is_no_sidecar(change: dict[str, object]
         ({"created": 1769860800}, "created"),
         ({"created": "yesterday"}, "created"),
         ({"writer": "me"}, "writer"),
+        ({"writer": {"host": 7}}, "writer.host"),
+        ({"writer": {"boot_id": ["x"]}}, "writer.boot_id"),
+        ({"writer": {"pid": "4711"}}, "writer.pid"),
+        ({"writer": {"pid": 0}}, "writer.pid"),
+        ({"writer": {"pid": -1}}, "writer.pid"),
+        ({"writer": {"pid": True}}, "writer.pid"),
+        ({"writer": {"pid": 2**32}}, "writer.pid"),
+        ({"writer": {"start_time": "now"}}, "writer.start_time"),
+        ({"writer": {"start_time": True}}, "writer.start_time"),
+        ({"writer": {"start_time": -1.5}}, "writer.start_time"),
         ({"stepwatch": ["timeline"]}, "stepwatch"),
         ({"workflow_file": "../workflow.json"}, "workflow_file"),
         ({"workflow_file": "/etc/passwd"}, "workflow_file"),
