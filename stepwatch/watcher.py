@@ -1,0 +1,1075 @@
+"""Where in a watched folder something has changed: file events and scans, boiled down to "look at these folders".
+
+Three parts. `_Events` holds watchdog and its threads; what they tell is a hint, and no more: it marks a folder and wakes the caller. `_Tree`
+remembers one small digest for each folder and compares; only what a scan has seen is ever reported. `_Place` tells whether the path still leads
+to the folder it led to, by device, inode and a random id in ``.stepwatch/id``; while it does not, nothing is read, written or concluded.
+
+Events can be missing in many ways, most of them silent: a network file system, a full queue, a used-up limit, a dead thread, a folder that was
+renamed and made again. So `Watcher.collect` keeps asking. A cookie file is written now and then, and its event must come back. The kernel's own
+list of watches is held against the folders that the scan knows. Where anything is in doubt the folder is polled, and a full scan runs every so
+often in any case. All of this happens in the caller's thread and on the caller's clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import random
+import re
+import stat
+import sys
+import threading
+import time
+import uuid
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from stepwatch.core.naming import is_frame_name, printable
+from stepwatch.core.plan import plural
+from stepwatch.system import file_system, is_remote
+
+if TYPE_CHECKING:
+    from watchdog.events import FileSystemEvent
+    from watchdog.observers.api import BaseObserver
+
+OWN_FOLDER = ".stepwatch"
+TOLD_FILES = frozenset({"run.json", "stepwatch.yaml"})
+"""Files beside the frames that change what is to be done with a run."""
+
+COOKIE_INTERVAL = 30.0
+COOKIE_LIMIT = 5.0
+"""Seconds in which the event of a cookie must have come back."""
+ASLEEP_INTERVAL = 3.0
+SETTLING = 2.0
+"""Seconds that watchdog gets to watch a new folder before its watch is missed."""
+SHORTEST_POLL = 2.0
+COST_FACTOR = 20
+"""Polling may take at most one part in so many of the time."""
+FIRST_REVIVAL = 5.0
+"""Seconds between two starts of watchdog, doubled each time unless it lived for long."""
+LONGEST_REVIVAL = 3600.0
+OVERFLOWS_BORNE = 5
+"""Overflows within a minute; with more than 16384 folders watchdog's own recovery from one fills the queue again."""
+MARKS_LIMIT = 10_000
+"""Marked folders beyond which a full scan costs less than remembering them."""
+PROBLEMS_SHOWN = 5
+
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_READ = os.O_RDONLY | _NO_LINK | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_ANEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | getattr(os, "O_CLOEXEC", 0)
+_GONE = (errno.ENOENT, errno.ENOTDIR)
+_DENIED = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What one collect has found."""
+
+    folders: frozenset[Path] = frozenset()
+    """Folders that are new or whose content is not what it was, by their real paths."""
+    gone: frozenset[Path] = frozenset()
+    """Folders that were there, while the watched folder still is."""
+    full: bool = False
+    """Everything was scanned, nothing left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How well a folder is being watched."""
+
+    state: Literal["watching", "polling", "asleep"]
+    reason: str
+    """Why it is polled or asleep, in plain words; empty when all is well."""
+    kind: str
+    """File system, as the kernel calls it; empty when unknown."""
+    folders: int
+    watches: int
+    """Of the kernel, when last counted: hidden and left-out folders have theirs too."""
+    events: int
+    recrawls: int
+    """Full scans that were needed because events had been lost."""
+    restarts: int
+    """How often watchdog had to be started again."""
+    problems: tuple[str, ...] = ()
+    """Folders that cannot be listed: a few of them, with the reason."""
+
+
+# ---------------------------------------------------------------- the tree
+
+
+class _Seen(NamedTuple):
+    digest: int
+    inode: int
+    below: tuple[str, ...]
+    """Names of the folders in it."""
+
+
+@dataclass(slots=True)
+class _Scan:
+    changed: set[str]
+    gone: set[str]
+    truthful: bool = True
+
+
+class _Tree:
+    """What was last seen of each folder, and the scan that compares.
+
+    A folder counts as changed when its digest does. It is Python's own hash, of 64 bits, over names, sizes, times and inodes: a tenth of the
+    memory of anything longer, never written down, and should two contents ever share one, the next file that is written tells them apart.
+    """
+
+    def __init__(self, exclude: Callable[[Path], bool]) -> None:
+        self.known: dict[str, _Seen] = {}
+        self.problems: dict[str, str] = {}
+        """Folders that cannot be listed, and why."""
+        self.again: dict[str, bool] = {}
+        """What a scan could not find out; True: with all below."""
+        self._exclude = exclude
+
+    def scan(self, marks: Iterable[tuple[str, int, bool]]) -> _Scan:
+        """Look at folders, each given with its inode, with all that lies below where that is asked for or where it is new.
+
+        A folder that is closed to us keeps what was known of it, and so do all below it. Any other failure to list one (no descriptors left, a
+        disk or server that fails) casts doubt on the whole scan: nothing is gone by its word.
+        """
+        result = _Scan(changed=set(), gone=set())
+        vanished: dict[str, set[str]] = {}
+        visited: set[str] = set()
+        waiting = list(marks)
+        while waiting:
+            path, inode, deep = waiting.pop()
+            if path in visited:
+                continue
+            visited.add(path)
+            before = self.known.get(path)
+            try:
+                digest, below = self._list(path, before, deep=deep)
+            except OSError as error:
+                above, name = os.path.split(path)
+                if error.errno in _GONE and above in self.known:
+                    vanished.setdefault(above, set()).add(name)
+                    continue
+                # The watched folder itself included: whether that is gone is not for a scan to say.
+                self.problems[path] = f"{printable(path)}: {_reason(error)}"
+                if error.errno not in _DENIED:
+                    result.truthful = False
+                    self.again[path] = deep
+                continue
+            self.problems.pop(path, None)
+            if before is None or before.digest != digest:
+                result.changed.add(path)
+            for name, number in below.items():
+                child = os.path.join(path, name)
+                known = self.known.get(child)
+                if deep or known is None or known.inode != number:
+                    waiting.append((child, number, True))
+            if before is not None:
+                missing = {name for name in before.below if name not in below}
+                if missing:
+                    vanished.setdefault(path, set()).update(missing)
+            self.known[path] = _Seen(digest, inode, tuple(below))
+        self._bury(vanished, result)
+        return result
+
+    def _list(self, path: str, before: _Seen | None, *, deep: bool) -> tuple[int, dict[str, int]]:
+        accepted = frozenset(before.below) if before is not None and not deep else frozenset()
+        files: list[tuple[object, ...]] = []
+        below: dict[str, int] = {}
+        with os.scandir(path) as listing:
+            for entry in listing:
+                name = entry.name
+                if name.startswith("."):
+                    continue
+                told = name in TOLD_FILES or is_frame_name(name)
+                if _is_folder(entry):
+                    if told:
+                        files.append((name, entry.inode()))
+                    if name in accepted or not self._exclude(Path(path, name)):
+                        below[name] = entry.inode()
+                elif told:
+                    files.append(_facts(entry))
+        files.sort(key=_name)
+        return hash(tuple(files)), below
+
+    def _bury(self, vanished: dict[str, set[str]], result: _Scan) -> None:
+        """Forget the folders that went away; after a doubtful scan keep them, to be looked for again."""
+        for parent, names in vanished.items():
+            above = self.known.get(parent)
+            if above is None:
+                continue
+            others = tuple(name for name in above.below if name not in names)
+            if result.truthful:
+                self.known[parent] = above._replace(below=others)
+                for name in names:
+                    result.gone.update(self._forget(os.path.join(parent, name)))
+            else:
+                self.again.setdefault(parent, False)
+                kept = (name for name in names if os.path.join(parent, name) in self.known)
+                self.known[parent] = above._replace(below=(*others, *kept))
+
+    def _forget(self, path: str) -> Iterator[str]:
+        waiting = [path]
+        while waiting:
+            place = waiting.pop()
+            self.problems.pop(place, None)
+            seen = self.known.pop(place, None)
+            if seen is not None:
+                yield place
+                waiting.extend(os.path.join(place, name) for name in seen.below)
+
+    def forget_all(self) -> set[str]:
+        """Start anew, and name all that was known."""
+        everything = set(self.known)
+        self.known.clear()
+        self.problems.clear()
+        self.again.clear()
+        return everything
+
+    def nearest(self, path: str, top: str) -> str | None:
+        """Return the deepest known folder on the way to *path* from which a scan can find it; None when it is hidden, left out or elsewhere."""
+        if path in self.known:
+            return path
+        if path != top and not path.startswith(os.path.join(top, "")):
+            return None
+        place = top
+        for part in os.path.relpath(path, top).split(os.sep):
+            below = os.path.join(place, part)
+            if below in self.known:
+                place = below
+                continue
+            return None if part.startswith(".") or self._exclude(Path(below)) else place
+        return place
+
+
+def _name(facts: tuple[object, ...]) -> str:
+    return str(facts[0])
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def _facts(entry: os.DirEntry[str]) -> tuple[object, ...]:
+    """Everything about a file that a rewrite of it changes; the change time cannot be set back."""
+    try:
+        facts = entry.stat(follow_symlinks=False)
+        if stat.S_ISLNK(facts.st_mode):
+            with contextlib.suppress(OSError):
+                target = os.stat(entry.path)
+                return (entry.name, facts.st_ino, target.st_ino, target.st_size, target.st_mtime_ns, target.st_ctime_ns)
+    except OSError as error:
+        # Gone again, or in a folder that may be listed and no more. Anything else is said of the folder.
+        if error.errno not in (*_GONE, *_DENIED):
+            raise
+        return (entry.name,)
+    return (entry.name, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+# ---------------------------------------------------------------- the place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """What a path led to when somebody looked."""
+
+    device: int
+    inode: int
+    token: str
+    """Random id, kept in the folder itself; empty when there is none."""
+    empty: bool
+    """Nothing but hidden files in it."""
+    mounted: bool = False
+    """Another device than the folder around it."""
+
+
+class _Verdict(Enum):
+    SAME = "same"
+    AGAIN = "again"
+    """The folder is to be watched, but as if for the first time: the watches are on something else."""
+    ELSEWHERE = "elsewhere"
+
+
+def _judge(before: _Place, now: _Place, *, had_folders: bool) -> _Verdict:
+    """Tell whether a path still leads to the folder that was watched.
+
+    Unmounting leaves an empty folder of another device; it must not pass for the watched folder from which everything was deleted. Devices
+    without a disk (major number 0: tmpfs, NFS, overlay) get the number of one that is gone, so there an empty folder without our id is not
+    believed either.
+    """
+    same_device = before.device == now.device
+    if same_device and before.inode == now.inode and before.token in ("", now.token):
+        return _Verdict.SAME
+    if now.token and now.token == before.token:
+        return _Verdict.AGAIN
+    if before.mounted and not now.mounted and not same_device:
+        return _Verdict.ELSEWHERE
+    if not had_folders:
+        return _Verdict.AGAIN
+    if now.empty:
+        return _Verdict.AGAIN if same_device and os.major(now.device) != 0 else _Verdict.ELSEWHERE
+    # Another device is believed when it has been watched before, or when there was no leaving a mark on the one we knew.
+    return _Verdict.AGAIN if same_device or now.token or not before.token else _Verdict.ELSEWHERE
+
+
+def _look_at(folder: Path) -> _Place:
+    descriptor = os.open(folder, _FOLDER)
+    try:
+        facts = os.fstat(descriptor)
+        with os.scandir(descriptor) as listing:
+            empty = all(entry.name.startswith(".") for entry in listing)
+        around = os.stat("..", dir_fd=descriptor).st_dev
+        return _Place(device=facts.st_dev, inode=facts.st_ino, token=_read_token(descriptor), empty=empty, mounted=facts.st_dev != around)
+    finally:
+        os.close(descriptor)
+
+
+def _read_token(top: int) -> str:
+    try:
+        descriptor = os.open(f"{OWN_FOLDER}/id", _READ, dir_fd=top)
+    except OSError:
+        return ""
+    with open(descriptor, "rb") as file:
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        text = file.read(64).decode("ascii", "replace").strip() if regular else ""
+    return text if re.fullmatch(r"[0-9a-f]{32}", text) else ""
+
+
+def _write_own(folder: str, place: _Place, name: str, text: str) -> os.stat_result | None:
+    """Write a small file of ours anew and return its facts; None where that cannot be, or where another folder is by now.
+
+    Whoever may write into the watched folder could have put a link in our way, so none is followed and nothing is opened that was there before.
+    """
+    opened: list[int] = []
+    try:
+        opened.append(os.open(folder, _FOLDER))
+        facts = os.fstat(opened[0])
+        if (facts.st_dev, facts.st_ino) != (place.device, place.inode):
+            return None
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(OWN_FOLDER, dir_fd=opened[0])
+        opened.append(os.open(OWN_FOLDER, _FOLDER | _NO_LINK, dir_fd=opened[0]))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=opened[1])
+        opened.append(os.open(name, _ANEW, 0o644, dir_fd=opened[1]))
+        os.write(opened[2], text.encode())
+        # Closed first: some servers set the time only then.
+        os.close(opened.pop())
+        return os.stat(name, dir_fd=opened[1], follow_symlinks=False)
+    except OSError as error:
+        _log.debug("cannot write %s in %s: %s", name, printable(folder), _reason(error))
+        return None
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+# ---------------------------------------------------------------- the events
+
+
+class _Complaints(logging.Handler):
+    """Hears what watchdog logs: a warning is all it ever says about lost events."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.listeners: weakref.WeakSet[_Events] = weakref.WeakSet()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        listeners = list(self.listeners)
+        meant = [events for events in listeners if record.thread in events.threads()]
+        for events in meant or listeners:
+            events.lose()
+
+
+_complaints = _Complaints()
+
+
+class _Events:
+    """watchdog for one folder, and what its threads have told since somebody last asked."""
+
+    def __init__(self, hint: Callable[[], None]) -> None:
+        self.count = 0
+        self.cookie_seen = False
+        self._hint = hint
+        self._lock = threading.Lock()
+        self._marks: dict[str, bool] = {}
+        self._lost = False
+        self._observer: BaseObserver | None = None
+        self._top = ""
+
+    def begin(self, top: str) -> None:
+        """Watch a folder and all below it; OSError or RuntimeError when that cannot be."""
+        from watchdog import events as kinds
+        from watchdog.observers import Observer
+
+        # watchdog 7.1 warns with a dump of all its tables. Where warnings are errors, the first one would end its thread in silence.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"watchdog\.")
+        logger = logging.getLogger("watchdog")
+        logger.propagate = False
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.WARNING)
+        logger.addHandler(_complaints)
+
+        wanted: list[type[FileSystemEvent]] = [
+            kinds.FileCreatedEvent,
+            kinds.FileClosedEvent,
+            kinds.FileMovedEvent,
+            kinds.FileDeletedEvent,
+            kinds.DirCreatedEvent,
+            kinds.DirMovedEvent,
+            kinds.DirDeletedEvent,
+        ]
+        if sys.platform != "linux":
+            wanted.append(kinds.FileModifiedEvent)
+
+        class Handler(kinds.FileSystemEventHandler):
+            def dispatch(self, event: FileSystemEvent) -> None:
+                # An observer that was given up may still have something to say.
+                if events._observer is observer:
+                    events._note(event)
+
+        # Where descriptors run out halfway, watchdog 7.1 leaks the one that it got, and the next try would find one less.
+        with contextlib.ExitStack() as spare:
+            for _ in range(8):
+                spare.enter_context(open(os.devnull, "rb"))
+        events = self
+        self._top = top
+        observer = Observer()
+        self._observer = observer
+        try:
+            observer.schedule(Handler(), top, recursive=True, event_filter=wanted)
+            observer.start()
+        except BaseException:
+            self.end()
+            raise
+        _complaints.listeners.add(self)
+
+    def end(self) -> None:
+        """Let go of watchdog's threads, waiting for them no longer than two seconds: on a dead server they may hang for good."""
+        observer, self._observer = self._observer, None
+        _complaints.listeners.discard(self)
+        with self._lock:
+            self._marks.clear()
+            self._lost = False
+            self.cookie_seen = False
+        if observer is not None:
+            ending = threading.Thread(target=_dispose, args=(observer,), daemon=True, name="stepwatch-unwatch")
+            ending.start()
+            ending.join(1.8)
+
+    @property
+    def running(self) -> bool:
+        return self._observer is not None
+
+    @property
+    def alive(self) -> bool:
+        """Whether every thread between the kernel and us is; the observer alone says so even after its emitter has died."""
+        observer = self._observer
+        if observer is None:
+            return False
+        emitters = list(observer.emitters)
+        reader = getattr(observer, "_inotify_fd", None)
+        return (
+            observer.is_alive()
+            and bool(emitters)
+            and all(emitter.is_alive() for emitter in emitters)
+            and (not isinstance(reader, threading.Thread) or reader.is_alive())
+        )
+
+    def threads(self) -> set[int | None]:
+        """Identify the threads that complain on our behalf."""
+        observer = self._observer
+        if observer is None:
+            return set()
+        parts = (observer, getattr(observer, "_inotify_fd", None), *observer.emitters)
+        return {part.ident for part in parts if isinstance(part, threading.Thread)}
+
+    @property
+    def marked(self) -> bool:
+        return bool(self._marks)
+
+    @property
+    def lost(self) -> bool:
+        return self._lost
+
+    def lose(self) -> None:
+        """Events are known to be missing."""
+        self._lost = True
+        self._hint()
+
+    def take(self) -> tuple[dict[str, bool], bool]:
+        """Return what was marked (True: with all below), and whether events were lost, and begin anew."""
+        with self._lock:
+            marks, self._marks = self._marks, {}
+            lost, self._lost = self._lost, False
+        return marks, lost
+
+    def watched_inodes(self) -> set[int] | None:
+        """Inodes that the kernel watches for us; None where it does not tell."""
+        number = getattr(getattr(self._observer, "_inotify_fd", None), "_inotify_fd", None)
+        found: set[int] = set()
+        try:
+            # Without knowing which descriptor is ours: all of this process. Inodes of other watched folders do no harm.
+            numbers = [number] if isinstance(number, int) else _inotify_descriptors()
+            for descriptor in numbers:
+                with open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
+                    found.update(int(inode, 16) for inode in re.findall(rb"^inotify wd:\S+ ino:([0-9a-f]+)", file.read(), re.MULTILINE))
+        except OSError:
+            return None
+        return found if numbers else None
+
+    def _note(self, event: FileSystemEvent) -> None:
+        heard = False
+        for path, appeared in ((event.src_path, event.event_type == "created"), (event.dest_path, True)):
+            if path:
+                heard |= self._mark(os.fsdecode(path), deep=appeared and event.is_directory)
+        if heard:
+            self._hint()
+
+    def _mark(self, path: str, *, deep: bool) -> bool:
+        inner = path[len(self._top) :].lstrip(os.sep) if path.startswith(os.path.join(self._top, "")) else ""
+        if inner == os.path.join(OWN_FOLDER, "cookie"):
+            self.cookie_seen = True
+            return False
+        if inner.startswith(".") or f"{os.sep}." in inner:
+            return False
+        with self._lock:
+            self.count += 1
+            if len(self._marks) >= MARKS_LIMIT:
+                self._marks = {self._top: True}
+            if deep or not inner:
+                self._marks[path] = self._marks.get(path, False) or deep
+            if inner:
+                self._marks.setdefault(os.path.dirname(path), False)
+        return True
+
+
+def _dispose(observer: BaseObserver) -> None:
+    # One that never came to run has threads all the same: those that read for it.
+    with contextlib.suppress(OSError, RuntimeError):
+        observer.stop()
+    with contextlib.suppress(RuntimeError):
+        observer.join()
+
+
+def _inotify_descriptors() -> list[int]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:inotify":
+                found.append(int(name))
+    return found
+
+
+# ---------------------------------------------------------------- the watcher
+
+
+class Watcher:
+    """Watches one folder tree for its caller, who calls `collect` after a hint and whenever `due` says so.
+
+    ``hint`` is called from other threads, and should do no more than wake the caller. Everything else belongs to one thread, but for `clock` and
+    `health`. ``stopwatch`` only measures what scans cost.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        poll: Literal["auto", "off"] | float,
+        rescan: float,
+        exclude: Callable[[Path], bool],
+        hint: Callable[[], None],
+        jitter: Callable[[], float] = random.random,
+        native: bool = True,
+        stopwatch: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.folder = folder
+        self._poll = poll
+        self._rescan = rescan
+        self._jitter = jitter
+        self._native = native
+        self._stopwatch = stopwatch
+        self._tree = _Tree(exclude)
+        self._events = _Events(hint)
+        self._writing = threading.Lock()
+
+        self._started = False
+        self._top = os.path.realpath(folder)
+        self._place: _Place | None = None
+        """None until the folder has been there once."""
+        self._asleep = ""
+        self._kind = ""
+
+        # Everything that has been found and not yet been told, and what the caller wants to be told again.
+        self._changed: set[str] = set()
+        self._gone: set[str] = set()
+        self._asked: set[str] = set()
+        self._asked_all = False
+
+        # When what is due, on the caller's clock. None: nothing of the kind.
+        self._look_at = 0.0
+        """The first collect looks at once, whatever its clock says: it has no ``_last`` yet."""
+        self._full_at = 0.0
+        self._full_again_at: float | None = None
+        self._again_at: float | None = None
+        self._held = False
+        self._not_before = 0.0
+        """Marked folders rest until then, so that scans of a huge one do not eat the machine."""
+        self._cookie_at = 0.0
+        self._cookie_until: float | None = None
+        self._count_at: float | None = None
+        self._revive_at = 0.0
+        self._revive_wait = FIRST_REVIVAL
+        self._begun = 0.0
+        self._last: float | None = None
+        self._overflows: deque[float] = deque(maxlen=OVERFLOWS_BORNE)
+
+        # What is wrong with the events, each in a sentence of its own; empty: nothing.
+        self._unwatchable = "" if native else "file events are not used here"
+        self._silent = ""
+        self._limited = ""
+        self._suspects: frozenset[str] = frozenset()
+
+        self._cost = 0.0
+        self._doubts = 0
+        self._watches = 0
+        self._recrawls = 0
+        self._restarts = 0
+        self._said = ""
+
+    # ------------------------------------------------ for the caller
+
+    def start(self) -> None:
+        """Begin to watch; a folder that is not there is asleep, and no error."""
+        self._started = True
+        self._last = None
+        self._full_at = 0.0
+        self._recognise(0.0)
+
+    def stop(self) -> None:
+        """End the threads within two seconds; what is known stays, for a later start."""
+        self._started = False
+        self._events.end()
+
+    def due(self, now: float) -> float:
+        """When `collect` wants to be called next, even if nothing hints."""
+        if not self._started:
+            return float("inf")
+        if self._last is None:
+            return now
+        if self._asleep:
+            return self._look_at
+        if self._asked or self._asked_all or self._events.lost or self._mute():
+            return now
+        times = [self._full_at, self._full_again_at, self._again_at, self._cookie_at, self._cookie_until, self._count_at]
+        if self._held:
+            times.append(self._not_before)
+        if self._native and not self._events.running:
+            times.append(self._revive_at)
+        return min(when for when in times if when is not None)
+
+    def collect(self, now: float) -> Changes:
+        """Scan what is due, and return what has changed since the last time; touches no file when nothing is due and nothing was hinted."""
+        if not self._started or (self.due(now) > now and not self._events.marked):
+            return Changes()
+        if self._last is None:
+            # `start` had no clock.
+            self._begun, self._revive_at = now, now + FIRST_REVIVAL
+        if not self._recognise(now):
+            self._last = now
+            return Changes()
+        self._attend(now)
+        full = self._look(now)
+        self._last = now
+        return self._tell(full=full) if self._still_there(now) else Changes()
+
+    def look_again(self, folder: Path | None) -> None:
+        """Have the next collect report a folder, or with None all of them, changed or not; one that is not there is reported as gone."""
+        if folder is None:
+            self._asked_all = True
+        else:
+            self._asked.add(os.fspath(folder))
+
+    def clock(self) -> float | None:
+        """Tell the file system's own time, in seconds since the epoch; None when nothing can be written there."""
+        place = self._place
+        if place is None or self._asleep:
+            return None
+        facts = self._write("cookie", place)
+        return facts.st_mtime_ns / 1e9 if facts else None
+
+    def is_there(self) -> bool:
+        """Whether the path leads, right now, to the folder that the last look recognised."""
+        place = self._place
+        if place is None or self._asleep:
+            return False
+        try:
+            facts = os.stat(self.folder)
+        except OSError:
+            return False
+        return (facts.st_dev, facts.st_ino) == (place.device, place.inode)
+
+    @property
+    def health(self) -> Health:
+        """How well the folder is watched at present."""
+        trouble = next(filter(None, self._troubles()), "")
+        polled = self._interval() is not None
+        return Health(
+            state="asleep" if self._asleep else "polling" if polled else "watching",
+            reason=self._asleep or trouble,
+            kind=self._kind,
+            folders=len(self._tree.known),
+            watches=self._watches if self._events.running else 0,
+            events=self._events.count,
+            recrawls=self._recrawls,
+            restarts=self._restarts,
+            problems=tuple(list(self._tree.problems.values())[:PROBLEMS_SHOWN]),
+        )
+
+    # ------------------------------------------------ the place
+
+    def _recognise(self, now: float) -> bool:
+        """Look where the path leads, and fall asleep or wake up by it; tell whether the watched folder is there."""
+        try:
+            place = _look_at(self.folder)
+        except OSError as error:
+            missing = error.errno in _GONE
+            self._sleep(now, "the folder is not there" if missing else f"the folder cannot be looked at: {_reason(error)}")
+            return False
+        if self._place is None:
+            verdict = _Verdict.AGAIN
+        else:
+            # A file in the watched folder itself is as good as a folder in it.
+            verdict = _judge(self._place, place, had_folders=len(self._tree.known) > 1 or not self._place.empty)
+        if verdict is _Verdict.ELSEWHERE:
+            self._sleep(now, "this is not the same file system as before; if it is meant to be watched, start stepwatch again")
+            return False
+        if verdict is _Verdict.AGAIN or self._asleep or not (self._events.running or self._unwatchable):
+            self._wake(place, now)
+        else:
+            self._place = place if place.token else self._mark_place(place)
+        return True
+
+    def _still_there(self, now: float) -> bool:
+        """Look once more after a scan: what was found while the folder was taken away is kept to itself, not told."""
+        if not self._gone:
+            return True
+        if self.is_there():
+            return True
+        # The next look decides; whatever it finds, everything is scanned then, and what is found again is not gone.
+        self._full_at = now
+        return False
+
+    def _sleep(self, now: float, reason: str) -> None:
+        self._look_at = now + ASLEEP_INTERVAL
+        if self._asleep != reason:
+            self._events.end()
+            self._watches = 0
+            self._asleep = reason
+            self._say()
+
+    def _wake(self, place: _Place, now: float) -> None:
+        top = os.path.realpath(self.folder)
+        if top != self._top:
+            self._gone |= self._tree.forget_all()
+            self._top = top
+        self._place = place if place.token else self._mark_place(place)
+        self._asleep = ""
+        self._kind = file_system(Path(top))
+        self._silent = self._limited = ""
+        if self._last is not None:
+            self._restarts += 1
+        self._begin(now)
+        self._full_at = now
+
+    def _mark_place(self, place: _Place) -> _Place:
+        token = uuid.uuid4().hex
+        written = self._write("id", place, token)
+        return replace(place, token=token if written else "")
+
+    def _write(self, name: str, place: _Place, text: str = "") -> os.stat_result | None:
+        with self._writing:
+            return _write_own(self._top, place, name, text or uuid.uuid4().hex)
+
+    # ------------------------------------------------ the events
+
+    def _mute(self) -> bool:
+        return self._events.running and not self._events.alive
+
+    def _begin(self, now: float) -> None:
+        """Start watchdog, or say why it cannot be; each failure doubles the time until the next try."""
+        self._events.end()
+        self._cookie_until = None
+        self._suspects = frozenset()
+        if not self._native:
+            return
+        if now - self._begun > 4 * self._revive_wait:
+            self._revive_wait = FIRST_REVIVAL
+        self._begun = now
+        self._revive_at = now + self._revive_wait
+        self._revive_wait = min(2 * self._revive_wait, LONGEST_REVIVAL)
+        self._unwatchable = ""
+        try:
+            self._events.begin(self._top)
+        except (OSError, RuntimeError) as error:
+            self._unwatchable = _why_unwatchable(error)
+            return
+        # Its event tells whether events arrive here at all.
+        self._cookie_at = now
+        self._count_at = now
+
+    def _revive(self, now: float) -> None:
+        """Start watchdog again and scan everything: nobody knows what was missed."""
+        self._restarts += 1
+        self._begin(now)
+        self._full_at = now
+
+    def _attend(self, now: float) -> None:
+        """Ask whether events are alive: threads, cookie, watches, in this order."""
+        if self._native and not self._events.alive:
+            if self._events.running:
+                _log.warning("%s: the threads that hear file events have died", printable(self._top))
+                self._events.end()
+                self._unwatchable = "file events are not heard for the moment."
+                self._full_at = now
+            if now >= self._revive_at:
+                self._revive(now)
+        self._probe(now)
+        if self._count_at is not None and now >= self._count_at:
+            self._count_watches(now)
+
+    def _recover(self, now: float) -> None:
+        """Scan everything now, and once more when watchdog has surely put all its watches back."""
+        self._recrawls += 1
+        self._full_at = now
+        self._full_again_at = now + max(COOKIE_LIMIT, COST_FACTOR * self._cost)
+        self._count_at = self._full_again_at
+        self._overflows.append(now)
+        if len(self._overflows) == OVERFLOWS_BORNE and now - self._overflows[0] < 60:
+            self._overflows.clear()
+            self._events.end()
+            self._unwatchable = "file events are lost faster than they can be heard."
+            self._revive_at = max(self._revive_at, now + FIRST_REVIVAL)
+
+    def _probe(self, now: float) -> None:
+        events = self._events
+        if events.cookie_seen:
+            events.cookie_seen = False
+            self._cookie_until = None
+            if self._silent:
+                # What came between the last poll and the first event was seen by neither.
+                self._silent = ""
+                self._full_at = now
+        if self._cookie_until is not None and now >= self._cookie_until:
+            if self._last is not None and now - self._last > 2 * COOKIE_LIMIT:
+                # We have not been awake to hear it: suspended, or stopped.
+                self._cookie_until = now + COOKIE_LIMIT
+            else:
+                self._cookie_until = None
+                self._fall_silent(now)
+        if now >= self._cookie_at:
+            self._cookie_at = now + COOKIE_INTERVAL
+            place = self._place
+            if events.running and place is not None and self._write("cookie", place) is not None:
+                self._cookie_until = now + COOKIE_LIMIT
+
+    def _fall_silent(self, now: float) -> None:
+        if not self._silent:
+            self._silent = "file events do not arrive here."
+            self._full_at = now
+        # Perhaps the watch is on something else by now.
+        if now >= self._revive_at:
+            self._revive(now)
+
+    def _count_watches(self, now: float) -> None:
+        """Hold the kernel's watches against the folders we know; one that lacks its watch is scanned again and, when it still does, polled."""
+        self._count_at = None
+        watched = self._events.watched_inodes() if self._events.running else None
+        if watched is None:
+            self._watches = 0
+            return
+        self._watches = len(watched)
+        known = self._tree.known
+        top = known.get(self._top)
+        if top is None or top.inode not in watched:
+            # Numbers that cannot be compared (some layered file systems): only how many there are.
+            missing = [] if len(watched) >= len(known) else list(known)
+        else:
+            missing = [path for path, seen in known.items() if seen.inode not in watched and path not in self._tree.problems]
+        still = frozenset(path for path in missing if _stands(path, watched))
+        if not still:
+            self._limited = ""
+            self._suspects = still
+            return
+        if self._limited or still & self._suspects:
+            if not self._limited:
+                self._full_at = now
+            self._limited = _limit_sentence(len(known) - len(still), len(known))
+        else:
+            self._count_at = now + SETTLING
+            self._tree.again.update(dict.fromkeys(still, True))
+            self._again_at = now
+        self._suspects = still
+
+    # ------------------------------------------------ the scans
+
+    def _look(self, now: float) -> bool:
+        """Scan what is due; tell whether that was everything."""
+        full = self._asked_all or now >= self._full_at or (self._full_again_at is not None and now >= self._full_again_at)
+        urgent = full or self._events.lost or bool(self._asked) or self._due_again(now)
+        self._held = not urgent and self._events.marked and now < self._not_before
+        if self._held:
+            return False
+        before = len(self._tree.known)
+        begun = self._stopwatch()
+        marks, lost = self._events.take()
+        if lost:
+            self._recover(now)
+            full = True
+        truthful = self._scan_all() if full else self._scan_some(self._wanted(marks, now))
+        cost = self._stopwatch() - begun
+        if full:
+            self._cost = cost
+            self._plan_full(now + cost, begun=now)
+        else:
+            self._not_before = now + cost * (COST_FACTOR // 2)
+        self._plan_again(now + cost, truthful=truthful)
+        if self._events.running and (len(self._tree.known) > before or full) and self._count_at is None:
+            self._count_at = now + SETTLING
+        self._say()
+        return full and truthful
+
+    def _due_again(self, now: float) -> bool:
+        return self._again_at is not None and now >= self._again_at
+
+    def _scan_all(self) -> bool:
+        self._tree.again.clear()
+        return self._scan_some({self._top: True})
+
+    def _wanted(self, marks: dict[str, bool], now: float) -> dict[str, bool]:
+        wanted: dict[str, bool] = {}
+        if self._due_again(now):
+            for path, deep in self._tree.again.items():
+                marks[path] = marks.get(path, False) or deep
+            self._tree.again.clear()
+        for path in self._asked:
+            marks.setdefault(path, False)
+        for path, deep in marks.items():
+            place = self._tree.nearest(path, self._top)
+            if place is not None:
+                wanted[place] = wanted.get(place, False) or (deep and place == path)
+        return wanted
+
+    def _scan_some(self, wanted: dict[str, bool]) -> bool:
+        marks = []
+        for path, deep in wanted.items():
+            seen = self._tree.known.get(path)
+            place = self._place
+            inode = place.inode if path == self._top and place is not None else seen.inode if seen is not None else 0
+            marks.append((path, inode, deep))
+        # Taken from the end: what is to be seen with all below comes before a plain look at the same folder, ancestors before what they contain.
+        marks.sort(key=lambda mark: (mark[2], -len(mark[0])))
+        result = self._tree.scan(marks)
+        self._changed |= result.changed
+        self._gone |= result.gone
+        return result.truthful
+
+    def _interval(self) -> float | None:
+        """Seconds between two polls; None where nothing is polled."""
+        if not isinstance(self._poll, str):
+            return float(self._poll)
+        if self._poll == "off" or not any(self._troubles()):
+            return None
+        return max(SHORTEST_POLL, COST_FACTOR * self._cost)
+
+    def _troubles(self) -> tuple[str, ...]:
+        remote = f"{self._kind} does not tell what other machines write." if self._kind and is_remote(self._kind) else ""
+        return (remote, self._unwatchable, self._limited, self._silent)
+
+    def _plan_full(self, now: float, *, begun: float) -> None:
+        jittered = self._rescan * (0.75 + 0.5 * self._jitter())
+        interval = self._interval()
+        self._full_at = now + (jittered if interval is None else min(interval, jittered))
+        if self._full_again_at is not None and begun >= self._full_again_at:
+            self._full_again_at = None
+        if self._limited and begun >= self._revive_at:
+            # Perhaps somebody has raised the limit.
+            self._revive(now)
+            self._full_at = now
+
+    def _plan_again(self, now: float, *, truthful: bool) -> None:
+        self._doubts = 0 if truthful else min(self._doubts + 1, 8)
+        if not self._tree.again:
+            self._again_at = None
+        elif self._again_at is None or not truthful or self._again_at <= now:
+            self._again_at = now + min(SHORTEST_POLL * 2**self._doubts, max(self._rescan, SHORTEST_POLL))
+
+    def _tell(self, *, full: bool) -> Changes:
+        known = self._tree.known
+        if self._asked_all:
+            self._changed.update(known)
+        self._changed |= self._asked
+        self._gone |= self._asked
+        told = Changes(
+            folders=frozenset(Path(path) for path in self._changed if path in known),
+            gone=frozenset(Path(path) for path in self._gone if path not in known),
+            full=full,
+        )
+        self._changed, self._gone, self._asked, self._asked_all = set(), set(), set(), False
+        return told
+
+    def _say(self) -> None:
+        """Log how the folder is watched when that has changed: once, not with each poll. People are told of it by whoever reads `health`."""
+        health = self.health
+        said = health.state + re.sub(r"[0-9]+", "", health.reason)
+        if said != self._said and (self._said or health.state != "watching"):
+            _log.info("%s: %s%s", printable(self._top), health.state, f": {health.reason}" if health.reason else "")
+        self._said = said
+
+
+def _stands(path: str, watched: set[int]) -> bool:
+    """Whether a folder is really there and without a watch; a mount below shows another inode than its parent's listing does."""
+    try:
+        return os.lstat(path).st_ino not in watched
+    except OSError:
+        return False
+
+
+def _why_unwatchable(error: OSError | RuntimeError) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ENOSPC:
+        return _limit_sentence(0, 0)
+    if number == errno.EMFILE:
+        return (
+            "no more file events can be asked for: too many open files, or too many programs that watch; "
+            "try `ulimit -n` or `sudo sysctl fs.inotify.max_user_instances=1024`."
+        )
+    return f"file events cannot be had: {_reason(error) if isinstance(error, OSError) else error}."
+
+
+def _limit_sentence(watched: int, folders: int) -> str:
+    try:
+        with open("/proc/sys/fs/inotify/max_user_watches", encoding="ascii") as file:
+            limit = int(file.read())
+    except (OSError, ValueError):
+        limit = 0
+    wanted = 1 << (2 * max(limit, folders, 262_143)).bit_length()
+    of_them = f"only {watched} of {plural(folders, 'folder')} can be watched" if folders else "no folder can be watched"
+    return f"{of_them}: the limit of file watches is reached; raise it with `sudo sysctl fs.inotify.max_user_watches={wanted}`."
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
