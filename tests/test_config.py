@@ -1138,11 +1138,22 @@ def test_shipped_samples_are_valid_for_editors_and_for_us(sample: Path, tmp_path
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.parent.name)
-def test_shipped_samples_offer_nothing_that_is_refused(sample: Path, tmp_path: Path) -> None:
-    """Clearing is refused in this release, so no sample asks for it or says that one may."""
+def test_shipped_samples_offer_no_clearing_without_a_way_back(sample: Path, tmp_path: Path) -> None:
+    """Where a sample clears, frames can be brought back for days, it says how, and what no clip shows stays."""
     write(tmp_path, sample.read_text())
-    assert resolved(tmp_path).policy.cleanup.intermediates == "keep"
-    assert not re.search("trash|delete", sample.read_text())
+    cleanup = resolved(tmp_path).policy.cleanup
+    assert cleanup.intermediates in ("keep", "trash")
+    assert cleanup.skipped == "keep"
+    if cleanup.intermediates == "trash":
+        assert cleanup.grace >= 3 * 86_400
+        assert "grace:" in sample.read_text()
+        assert "stepwatch runs restore" in sample.read_text()
+
+
+def test_some_samples_keep_every_frame_and_some_use_the_trash() -> None:
+    """Where frames pile up by themselves they go to the trash: a workflow that runs all day, a share that fills up."""
+    trash = {path.parent.name for path in SAMPLES if policy_of(path.read_text()).cleanup.intermediates == "trash"}
+    assert trash == {"comfyui", "studio-share"}
 
 
 def test_there_is_a_sample_for_each_kind_of_folder() -> None:
