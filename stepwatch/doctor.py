@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import shutil
+import sqlite3
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import quote
 
-from stepwatch import __version__, config, encoder
+from stepwatch import __version__, config, encoder, ledger, status, system
 from stepwatch.core.codecs import CODECS
-from stepwatch.errors import ConfigError, MissingToolError, StepwatchError
+from stepwatch.core.plan import plural
+from stepwatch.core.policy import DaemonConfig, ServiceConfig, WatchEntry
+from stepwatch.errors import ConfigError, EnvironmentFault, MissingToolError, StepwatchError
 
-LITTLE_SPACE = 1_000_000_000
-"""Bytes; the daemon's own limit is ``daemon.min_free_space``, and an animation is seldom larger than a tenth of it."""
-
+MOST_FOLDERS = 200_000
+"""Folders that are counted below the watched ones; whoever has more has too many to watch."""
+LIMITS = Path("/proc/sys/fs/inotify")
 
 FILTERS = ("format", "fps", "framerate", "minterpolate", "palettegen", "paletteuse", "scale", "setparams", "setpts", "settb", "tpad")
 """What ``graph`` builds with."""
@@ -34,22 +41,28 @@ class Finding:
     hint: str = ""
 
 
-def examine(*, config_file: Path | None) -> list[Finding]:
-    """Look at everything that a render needs; *config_file* is the service file of the command line."""
+def examine(*, config_file: Path | None, unit: Path | None = None) -> list[Finding]:
+    """Look at everything that a render and the daemon need.
+
+    *config_file* is the service file of the command line, *unit* the file that would start the daemon at login.
+    """
     findings = [
         Finding(subject="stepwatch", state="ok", sentence=f"{__version__} on Python {platform.python_version()} ({sys.executable})"),
         _pillow(),
     ]
-    setting = "auto"
+    service = ServiceConfig()
     try:
         service = config.load_service(config_file)
-        setting = service.ffmpeg
         findings.append(_configuration(config_file))
-        findings += [_watched(Path(entry.path)) for entry in service.watch]
     except ConfigError as error:
         findings += [_problem("configuration", error, complaint) for complaint in error.complaints]
-    findings += _ffmpeg(setting)
-    findings.append(_space(Path.cwd()))
+    findings += _ffmpeg(service.ffmpeg)
+    findings.append(_children())
+    findings += itertools.chain.from_iterable(_watched(entry, service.daemon) for entry in service.watch)
+    findings += _limits([Path(entry.path) for entry in service.watch])
+    findings += _state()
+    findings += _daemon(service, unit)
+    findings.append(_space(Path.cwd(), service.daemon))
     return findings
 
 
@@ -76,12 +89,159 @@ def _configuration(config_file: Path | None) -> Finding:
     return Finding(subject="configuration", state="ok", sentence=sentence)
 
 
-def _watched(folder: Path) -> Finding:
+# --- watched folders
+
+
+def _watched(entry: WatchEntry, daemon: DaemonConfig) -> Iterator[Finding]:
+    folder = Path(entry.path)
     if not folder.is_dir():
-        return Finding(subject="watched", state="warning", sentence=f"{folder} is not there", hint="make it, or correct `watch` in the service file")
+        hint = "it is watched as soon as it is there; make it, or correct `watch` in the service file"
+        yield Finding(subject="watched", state="warning", sentence=f"{folder} is not there", hint=hint)
+        return
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        return Finding(subject="watched", state="warning", sentence=f"{folder} cannot be read and written by this user")
-    return _space(folder, subject="watched")
+        yield Finding(subject="watched", state="warning", sentence=f"{folder} cannot be read and written by this user")
+        return
+    yield _space(folder, daemon, subject="watched")
+    yield _file_system(folder, entry)
+    try:
+        durable = system.fsync_folder(folder)
+    except OSError as error:
+        yield Finding(subject="durability", state="warning", sentence=f"{folder} cannot be synced: {error.strerror}", hint="its disk may be failing")
+        return
+    if not durable:
+        sentence = f"{folder} does not say when a change is safe on its disk, so frames are rendered there and never cleared"
+        yield Finding(subject="durability", state="warning", sentence=sentence)
+
+
+def _file_system(folder: Path, entry: WatchEntry) -> Finding:
+    kind = system.file_system(folder)
+    named = f"{folder} is on {kind or 'a file system without a name'}"
+    remote = system.is_remote(kind)
+    if entry.poll == "off" and remote:
+        hint = "set `poll: auto` for it: changes by other machines are noticed every daemon.rescan only"
+        return Finding(subject="file system", state="warning", sentence=f"{named}, which tells of no change, and poll is off", hint=hint)
+    if entry.poll == "auto":
+        how = "which tells of no change by other machines, so it is polled" if remote else "which tells of changes, so events are used"
+    else:
+        how = "with events alone" if entry.poll == "off" else f"and is polled every {float(entry.poll):g} s, as the service file says"
+    return Finding(subject="file system", state="ok", sentence=f"{named}, {how}")
+
+
+def _limits(watched: Sequence[Path]) -> Iterator[Finding]:
+    """The kernel's limits of file watches, held against the folders that want one each."""
+    limits = {}
+    for name in ("max_user_watches", "max_user_instances"):
+        with suppress(OSError, ValueError):
+            limits[name] = int((LIMITS / name).read_text(encoding="ascii"))
+    if len(limits) < 2:  # Not Linux: other systems watch whole trees at once.
+        return
+    folders = sum(1 for _ in itertools.islice(_folders_below(watched), MOST_FOLDERS))
+    most = limits["max_user_watches"]
+    counted = f"{'at least ' if folders >= MOST_FOLDERS else ''}{plural(folders, 'folder')} below the watched ones"
+    sentence = f"{most} file watches and {limits['max_user_instances']} watchers for each user; {counted}"
+    if folders > most // 2:
+        wanted = 1 << (4 * folders).bit_length()
+        hint = f"folders without a watch are polled; `sudo sysctl fs.inotify.max_user_watches={wanted}` raises the limit"
+        yield Finding(subject="watch limits", state="warning", sentence=sentence, hint=hint)
+    elif limits["max_user_instances"] < 2 + len(watched):
+        hint = "`sudo sysctl fs.inotify.max_user_instances=1024` raises the limit"
+        yield Finding(subject="watch limits", state="warning", sentence=sentence, hint=hint)
+    else:
+        yield Finding(subject="watch limits", state="ok", sentence=sentence)
+
+
+def _folders_below(watched: Iterable[Path]) -> Iterator[str]:
+    for top in watched:
+        for place, _, _ in os.walk(top):
+            yield place
+
+
+# --- the daemon
+
+
+def _state() -> Iterator[Finding]:
+    folder = system.state_dir()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        hint = "without receipts the daemon renders nothing, and nothing is ever cleared; set XDG_STATE_HOME to a folder of yours"
+        yield Finding(
+            subject="state", state="problem", sentence=f"receipts cannot be kept in {folder}: {there} cannot be written", exit_code=1, hint=hint
+        )
+        return
+    path = folder / "receipts.db"
+    if not path.exists():
+        yield Finding(subject="state", state="ok", sentence=f"no receipts yet; they will be in {folder}")
+        return
+    yield _receipts(path)
+    aside = [one.name for kind in ("corrupt", "newer", "older") for one in sorted(folder.glob(f"{path.name}.{kind}-*Z"))]
+    if aside:
+        hint = "they are kept for you to look at; nothing needs them"
+        yield Finding(subject="state", state="warning", sentence=f"set aside in {folder}: {', '.join(aside[:3])}", hint=hint)
+
+
+def _receipts(path: Path) -> Finding:
+    """Look into the receipts without opening them for good, which would set a damaged file aside."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro", uri=True, timeout=2)) as connection:
+            ((said,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
+            ((schema,),) = connection.execute("PRAGMA user_version").fetchall()
+            ((count,),) = connection.execute("SELECT count(*) FROM runs").fetchall() if schema == ledger.SCHEMA else ((0,),)
+    except sqlite3.Error as error:
+        said, schema, count = str(error), ledger.SCHEMA, 0
+    hint = "the daemon sets them aside and begins new ones, which it fills from what the animations say of themselves"
+    if said != "ok":
+        return Finding(subject="receipts", state="warning", sentence=f"{path} is damaged: {said}", hint=hint)
+    if schema != ledger.SCHEMA:
+        older = "an older" if schema < ledger.SCHEMA else "a newer"
+        return Finding(subject="receipts", state="warning", sentence=f"{path} is of {older} stepwatch", hint=hint)
+    return Finding(subject="receipts", state="ok", sentence=f"{plural(count, 'run')} in {path}, which is in order")
+
+
+def _daemon(service: ServiceConfig, unit: Path | None) -> Iterator[Finding]:
+    """Whether one runs, and whether one would start at login."""
+    running = 0
+    for place in status.sockets_in(system.runtime_dir()):
+        try:
+            answer = status.ask(place, "status")
+        except EnvironmentFault as error:
+            yield Finding(subject="daemon", state="warning", sentence=f"{error.message} ({place})", hint=error.hint)
+            continue
+        if answer is not None:
+            running += 1
+            yield _running(answer)
+    installed = unit is not None and unit.is_file()
+    if not running:
+        hint = "" if installed or not service.watch else "`stepwatch service install` has it started at every login"
+        yield Finding(subject="daemon", state="ok", sentence="none is running; `stepwatch watch` starts one", hint=hint)
+    if unit is not None:
+        sentence = f"{unit} starts the daemon" if installed else f"not installed (there is no {unit})"
+        yield Finding(subject="service", state="ok", sentence=sentence)
+
+
+def _running(answer: Mapping[str, Any]) -> Finding:
+    daemon, folders = answer["daemon"], answer["folders"]
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(daemon["started"]))
+    sentence = f"process {daemon['pid']} runs since {since}, version {daemon['version']}, and watches {plural(len(folders), 'folder')}"
+    troubled = [f"{folder['path']} is {folder['state']}: {folder['reason']}" for folder in folders if folder["state"] in ("paused", "asleep")]
+    if daemon["version"] != __version__:
+        hint = f"this is {__version__}: start it anew"
+        return Finding(subject="daemon", state="warning", sentence=sentence, hint=hint)
+    if troubled:
+        return Finding(subject="daemon", state="warning", sentence=f"{sentence}; {'; '.join(troubled)}")
+    return Finding(subject="daemon", state="ok", sentence=sentence)
+
+
+# --- programs
+
+
+def _children() -> Finding:
+    """Whether ffmpeg can be made to die with stepwatch, however stepwatch dies."""
+    if system.child_prefix():
+        return Finding(subject="setpriv", state="ok", sentence="ffmpeg ends with stepwatch, even when that is killed")
+    if not sys.platform.startswith("linux"):
+        return Finding(subject="setpriv", state="ok", sentence="not on this system: after a kill -9 ffmpeg ends when it notices that nobody feeds it")
+    sentence = "there is no setpriv of util-linux, so after a kill -9 ffmpeg ends only when it notices that nobody feeds it"
+    return Finding(subject="setpriv", state="warning", sentence=sentence, hint="install util-linux")
 
 
 def _ffmpeg(setting: str) -> Iterator[Finding]:
@@ -119,11 +279,12 @@ def _chosen_by(path: str, setting: str) -> str:
     return "the system's" if path == shutil.which("ffmpeg") else "the bundled one"
 
 
-def _space(folder: Path, *, subject: str = "disk") -> Finding:
+def _space(folder: Path, daemon: DaemonConfig, *, subject: str = "disk") -> Finding:
     free = shutil.disk_usage(folder).free
     sentence = f"{free / 1e9:.1f} GB free in {folder}"
-    if free < LITTLE_SPACE:
-        return Finding(subject=subject, state="warning", sentence=sentence, hint="make room before rendering long runs")
+    if free < daemon.min_free_space:
+        hint = f"make room: with less than daemon.min_free_space ({daemon.min_free_space / 1e9:g} GB) the daemon starts no render"
+        return Finding(subject=subject, state="warning", sentence=sentence, hint=hint)
     return Finding(subject=subject, state="ok", sentence=sentence)
 
 

@@ -65,6 +65,10 @@ _MACHINE_ERRORS = frozenset(
 """What says that the disk, the mount or the machine is ill, not this frame."""
 
 
+class UnreadableFrameError(EnvironmentFault):
+    """The disk or the mount failed while it was to give a frame."""
+
+
 class FrameError(RunError):
     """One frame cannot be used; ``name`` is the frame's name, ``reason`` why, in plain words."""
 
@@ -139,7 +143,7 @@ def _opened(folder: str, name: str, *, buffering: int = _BLOCK) -> Iterator[Bina
             yield file
     except OSError as error:
         if error.errno in _MACHINE_ERRORS:
-            raise EnvironmentFault(f"frame {printable(name)} cannot be read: {error.strerror}") from error
+            raise UnreadableFrameError(f"frame {printable(name)} cannot be read: {error.strerror}") from error
         reasons = {errno.ENOENT: "is no longer there", errno.EACCES: "may not be read by this user", errno.ELOOP: "is a symbolic link to itself"}
         raise FrameError(name, reasons.get(error.errno or 0, f"cannot be read: {error.strerror or error}")) from error
     except ValueError as error:  # a NUL in the name

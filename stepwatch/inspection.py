@@ -1,19 +1,25 @@
-"""``stepwatch inspect``: a run as stepwatch sees it, and what rendering it would do, without touching anything."""
+"""``stepwatch inspect``: a run as stepwatch sees it, what rendering it would do, and what the daemon would do next, without touching anything."""
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from stepwatch import encoder, frames, visit
+from stepwatch import encoder, frames, system, visit
 from stepwatch.config import Resolved
 from stepwatch.config.manual import plain, scalar
-from stepwatch.core.model import FrameFacts, Run
+from stepwatch.core.lifecycle import Action, Do, Now, Phase, Sight, covering, fingerprint, next_action
+from stepwatch.core.model import Covered, FrameFacts, Receipt, Render, Role, Run
 from stepwatch.core.policy import Policy, leaf_of
 from stepwatch.core.result import RunResult
-from stepwatch.errors import StepwatchError
+from stepwatch.errors import EnvironmentFault, StepwatchError
+from stepwatch.ledger import Ledger
 from stepwatch.report import planned_facts, planned_line
 
 
@@ -38,8 +44,14 @@ class View:
     choices: tuple[Choice, ...]
     plan: RunResult | None
     """What rendering would do; None when that cannot be said, because of *obstacle*."""
-    obstacle: str = ""
-    warnings: tuple[str, ...] = ()
+    obstacle: str
+    warnings: tuple[str, ...]
+    next: Action
+    """What the daemon would do now, had it watched the run all along."""
+    clearing: str
+    """What the policy says of its frames once they are rendered: keep, trash or delete."""
+    kept: str
+    """Why they would stay all the same, as the run is now; empty when they would not."""
 
     @property
     def problems(self) -> dict[str, str]:
@@ -63,19 +75,58 @@ class _Silence:
     def finished(self, run_name: str) -> None: ...
 
 
-def look(run: Run, resolved: Resolved, *, decode: bool, ffmpeg: str) -> View:
-    """Read the headers of a run's frames (with *decode*: all of them), and plan its render; *ffmpeg* is the setting of the service file."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipts:
+    """What is recorded of the runs, to be read only."""
+
+    ledger: Ledger | None
+    notes: tuple[str, ...] = ()
+    """What is wrong with them."""
+
+    def of(self, run: Run) -> Receipt | None:
+        """What is recorded of a run, or of the folder that it has moved from."""
+        if self.ledger is None:
+            return None
+        receipt = self.ledger.get(run.key)
+        if receipt is None and run.sidecar and run.key.group == "":
+            return next((other for other in self.ledger.by_run_id(run.run_id) if not os.path.isdir(other.key.folder)), None)
+        return receipt
+
+
+@contextmanager
+def receipts() -> Iterator[Receipts]:
+    """Open this user's receipts where there are some; none are begun, for nobody asked for a render."""
+    path = system.state_dir() / "receipts.db"
+    if not path.exists():
+        yield Receipts(ledger=None)
+        return
+    try:
+        ledger = Ledger.open(path)
+    except EnvironmentFault as error:
+        yield Receipts(ledger=None, notes=(error.message,))
+        return
+    with ledger:
+        yield Receipts(ledger=ledger, notes=ledger.notes)
+
+
+def look(run: Run, resolved: Resolved, *, decode: bool, ffmpeg: str, known: Receipts, max_attempts: int) -> View:
+    """Read the headers of a run's frames (with *decode*: all of them), plan its render, and ask what the daemon would do.
+
+    *ffmpeg* and *max_attempts* are settings of the service file.
+    """
     facts = frames.survey(run).facts
     if decode:
         facts = tuple(_decoded(run, one) for one in facts)
     plan, obstacle = None, ""
     try:
         binary = encoder.find_ffmpeg(ffmpeg) if resolved.policy.create else ""
-        options = visit.Options(keep=True, dry_run=True)
-        known = {one.frame.name: one.problem for one in facts if one.problem}
-        plan = visit.visit(run, resolved, ffmpeg=binary, options=options, observer=_Silence(), stop=threading.Event(), damaged=known)
+        options = visit.Options(dry_run=True)
+        damaged = {one.frame.name: one.problem for one in facts if one.problem}
+        plan = visit.visit(run, resolved, ffmpeg=binary, options=options, observer=_Silence(), stop=threading.Event(), damaged=damaged)
     except StepwatchError as error:
         obstacle = error.message
+    receipt = known.of(run)
+    following = _next(run, resolved, receipt, max_attempts=max_attempts)
     return View(
         run=run,
         facts=facts,
@@ -83,8 +134,53 @@ def look(run: Run, resolved: Resolved, *, decode: bool, ffmpeg: str) -> View:
         choices=tuple(choices(resolved)),
         plan=plan,
         obstacle=obstacle,
-        warnings=(*run.notes, *resolved.warnings),
+        warnings=(*run.notes, *resolved.warnings, *known.notes),
+        next=following,
+        clearing=resolved.policy.cleanup.intermediates,
+        kept=_kept_now(following) if covering(run, receipt) else _kept(run, resolved, facts),
     )
+
+
+def _next(run: Run, resolved: Resolved, receipt: Receipt | None, *, max_attempts: int) -> Action:
+    if run.guessed:
+        return Action(do=Do.REST, phase=Phase.IGNORED, reason="the daemon does not guess: it takes them for frames once frames.pattern is set")
+    newest = max((max(frame.ctime_ns, frame.mtime_ns) for frame in run.frames), default=0) / 1e9
+    wall = time.time()
+    # As a daemon would that has watched since the last frame came.
+    now = Now(awake=max(0.0, wall - newest), wall=wall)
+    sighting = visit.Sighting(fingerprint=fingerprint(run), since=0.0)
+    return next_action(visit.see(run, resolved, receipt, sighting, max_attempts=max_attempts), resolved.policy, now)
+
+
+def _kept_now(following: Action) -> str:
+    """Why frames that are rendered stay, by what the daemon would do with them."""
+    if following.do in (Do.CLEAR, Do.SUPERSEDE):
+        return ""
+    said = following.reason.partition("; ")[2].removeprefix("its frames stay: ")
+    return said or "they were rendered under a policy that keeps them; `stepwatch prune --finished` goes by today's"
+
+
+def _kept(run: Run, resolved: Resolved, facts: Sequence[FrameFacts]) -> str:
+    """Ask the core what it would say of the frames' clearing, were all that can be decoded in an animation now."""
+    cleanup = resolved.policy.cleanup
+    if cleanup.intermediates == "keep" or not run.frames:
+        return "the policy says keep" if run.frames else "there are none"
+    frames = [Covered(frame=one.frame, digest="known", role=Role.DAMAGED if one.problem else Role.SHOWN) for one in facts]
+    frames += [Covered(frame=frame, digest="", role=Role.DUPLICATE) for frame in run.duplicates]
+    render = Render(
+        generation="", frames=tuple(frames), outputs=(), incomplete=False, at=0.0, cleanup=cleanup, missing=run.missing, guessed=run.guessed
+    )
+    receipt = Receipt(key=run.key, run_id=run.run_id, name=run.name, watched=str(resolved.watched), renders=(render,))
+    sight = Sight(run=run, receipt=receipt, durable=_is_durable(resolved.watched), as_it_is=True)
+    action = next_action(sight, resolved.policy, Now(awake=0.0, wall=0.0))
+    return "" if action.do is Do.CLEAR else action.reason.rpartition("stay: ")[2]
+
+
+def _is_durable(folder: Path) -> bool:
+    try:
+        return system.fsync_folder(folder)
+    except OSError:
+        return False
 
 
 def choices(resolved: Resolved) -> Iterator[Choice]:
@@ -132,6 +228,7 @@ def text(view: View) -> str:
         if view.plan.unshown:
             rows.append(("not shown", f"{len(view.plan.unshown)} frames: there are more of them than pictures"))
         rows.append(("why", view.plan.reason))
+    rows += [("next", _next_line(view.next)), ("clearing", _clearing_line(view))]
     lines = [f"run {run.name}"]
     before = ""
     for label, value in rows:
@@ -139,6 +236,21 @@ def text(view: View) -> str:
         before = label
     # A line break in a name must not look like another row.
     return "\n".join(line.replace("\n", "\\n") for line in lines)
+
+
+def _next_line(action: Action) -> str:
+    """What the daemon would do, by the phase of the run."""
+    doing = {Do.WAIT: "the daemon waits", Do.REST: "nothing", Do.RENDER: "the daemon renders it", Do.CLEAR: "the daemon clears its frames"}
+    does = doing.get(action.do, "the daemon retires the incomplete animation")
+    return f"{does} ({action.phase}): {action.reason}"
+
+
+def _clearing_line(view: View) -> str:
+    if view.clearing == "keep":
+        return "keep: its frames stay"
+    if view.kept:
+        return f"{view.clearing}, but what is here stays: {view.kept}"
+    return f"{view.clearing}, once an animation is proved to contain its frames"
 
 
 def _layout(run: Run) -> str:
@@ -197,5 +309,7 @@ def facts(view: View) -> dict[str, object]:
         "reason": plan.reason if plan else view.obstacle,
         "outputs": [planned_facts(output) for output in (plan.outputs if plan else ())],
         "unshown": list(plan.unshown) if plan else [],
+        "next": {"action": str(view.next.do), "phase": str(view.next.phase), "reason": view.next.reason},
+        "clearing": {"intermediates": view.clearing, "allowed": not view.kept, "reason": view.kept or None},
         "notes": list(view.warnings),
     }

@@ -1,7 +1,7 @@
 """Passes over the frames of one run: each image decoded once, and fed to one ffmpeg for each output.
 
 There is a pass for the palettes of gifs, one for all outputs, and more only for outputs that have to fit into ``max_size``. What comes out are
-temporary files that nobody has verified yet; `visit` does that, and publishes them.
+temporary files that nobody has verified yet; `rendering` does that, and publishes them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from stepwatch.core.fitting import Try, next_try
 from stepwatch.core.naming import printable
 from stepwatch.core.plan import OutputPlan, RenderPlan, output_size, plural, with_option
 from stepwatch.core.timeline import Mix
-from stepwatch.encoder import Encoder
-from stepwatch.errors import EnvironmentFault, Interrupted, RunError, SizeLimitError, StepwatchError
+from stepwatch.encoder import Encoder, wall_limit
+from stepwatch.errors import EnvironmentFault, FramesChangedError, Interrupted, RunError, SizeLimitError, StepwatchError
 
 
 class Observer(Protocol):
@@ -61,6 +61,8 @@ class Draft:
     again: bool = False
     """``published`` was there before this visit."""
     digest: str = ""
+    place: tuple[int, int] | None = None
+    """Device and inode of ``folder`` while it was written into."""
 
     @property
     def label(self) -> str:
@@ -100,8 +102,7 @@ class Workspace:
         self._files.discard(path)
 
     def remove(self, path: Path) -> None:
-        with contextlib.suppress(OSError):
-            path.unlink()
+        store.remove_temporary(path)
         self._files.discard(path)
 
 
@@ -211,6 +212,7 @@ class Passes:
     def _prepare(self, draft: Draft) -> None:
         """Make the folder and write down the metadata for ffmpeg to read."""
         self._workspace.ensure(draft.folder)
+        draft.place = store.identity_of(draft.folder)
         store.sweep_temporaries(draft.folder, time.time())
         if draft.plan.codec.tags != "embedded":
             draft.metadata = self._workspace.file(draft.folder, ".ffmetadata")
@@ -247,7 +249,13 @@ class Passes:
                 self.commands.append(tuple(argv))
                 self._say(f"{label}: {shlex.join(argv)}", level="debug")
                 try:
-                    encoder = Encoder(argv, on_progress=self._progress(label, draft.plan.pictures), on_line=self._line(label), stop=self._stop)
+                    encoder = Encoder(
+                        argv,
+                        on_progress=self._progress(label, draft.plan.pictures),
+                        on_line=self._line(label),
+                        stop=self._stop,
+                        limit=wall_limit(max(draft.plan.pictures, len(self._plan.frames))),
+                    )
                 except StepwatchError as error:
                     draft.error = error
                     continue
@@ -284,7 +292,7 @@ class Passes:
         frame = self._plan.frames[image]
         decoded = frames.decode(self._plan.run.key.folder, frame, scale=self._plan.scale)
         if decoded.digest != self._digests.get(frame.name, decoded.digest):
-            raise RunError(
+            raise FramesChangedError(
                 f"frame {printable(frame.name)} changed while it was being rendered", hint="render again when nothing writes into the folder"
             )
         return decoded.image

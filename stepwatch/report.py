@@ -6,24 +6,30 @@ or a terminal that knows no Unicode never stops the work.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from stepwatch.core.naming import printable
 from stepwatch.errors import ConfigError, EncodeError, EnvironmentFault, StepwatchError
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
     from rich.progress import Progress, TaskID
 
-    from stepwatch.core.result import OutputResult
+    from stepwatch.core.result import OutputResult, RunResult
 
 _RANK: Mapping[str, int] = {"debug": 0, "info": 1, "warning": 2, "error": 3}
+_PRIORITY: Mapping[str, int] = {"debug": 7, "info": 6, "warning": 4, "error": 3}
+"""As syslog counts, which is how journald takes them in front of a line."""
 _COLOUR: Mapping[str, str] = {"debug": "2", "info": "", "warning": "33", "error": "31"}
 
 SHOW_CURSOR = b"\x1b[?25h"
@@ -51,6 +57,19 @@ class _Sink:
             return False
 
 
+def _is_journal(stream: TextIO | None) -> bool:
+    """Whether a stream leads to systemd's journal, which tells by JOURNAL_STREAM where it listens."""
+    try:
+        facts = os.fstat(stream.fileno()) if stream is not None else None
+    except (OSError, ValueError):
+        return False
+    return facts is not None and os.environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
+
+
+def _now() -> datetime:
+    return datetime.now().astimezone()
+
+
 def planned_line(output: OutputResult) -> str:
     """What an output is, or will be, in one line."""
     return f"{output.codec}, {output.width}x{output.height}, {output.frames} pictures, {float(output.duration):.3f} s: {output.path}"
@@ -73,20 +92,70 @@ def output_facts(output: OutputResult) -> dict[str, object]:
     return planned_facts(output) | {"bytes": output.bytes, "sha256": output.sha256, "error": output.error, "exists": output.exists}
 
 
+def run_facts(result: RunResult) -> dict[str, object]:
+    """One run of ``render --json``."""
+    facts: dict[str, object] = {
+        "run": result.run,
+        "name": result.name,
+        "dir": result.folder,
+        "phase": result.phase,
+        "reason": result.reason,
+        "frames": {
+            "found": result.found,
+            "shown": result.shown,
+            "damaged": list(result.damaged),
+            "problems": dict(result.problems),
+            "missing": list(result.missing),
+            "unshown": list(result.unshown),
+        },
+        "outputs": [output_facts(output) for output in result.outputs],
+        "cleared": result.cleared,
+        "seconds": round(result.seconds, 3),
+        "notes": list(result.notes),
+    }
+    if result.commands:
+        facts["commands"] = [list(command) for command in result.commands]
+    return facts
+
+
+class _Lines(logging.Handler):
+    """What the modules log, as lines of a report."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # What the receipts have to tell is told by whoever opens them.
+        if record.name == "stepwatch.ledger":
+            return
+        trace = "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip() if record.exc_info else ""
+        level = record.levelname.lower()
+        self._report.note(record.getMessage() + trace, level=level if level in _RANK else "error")
+
+
 class Report:
     """Where a command says what it does and what came of it; what ``visit`` calls an observer."""
 
-    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, log: Literal["text", "json"] = "text", daemon: bool = False) -> None:
         self.verbose = verbose
+        self._json = log == "json"
+        self._journal = daemon and not self._json and _is_journal(sys.stderr)
+        self._timed = daemon and not self._journal
         self._least = "error" if quiet else "debug" if verbose else "info"
         self._out = _Sink(stream=sys.stdout)
         self._log = _Sink(stream=sys.stderr)
         self._coloured = self._log.terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        self._bar_wanted = self._log.terminal and not quiet and os.environ.get("TERM") != "dumb"
+        self._bar_wanted = self._log.terminal and not quiet and not self._json and os.environ.get("TERM") != "dumb"
         self._bar: Progress | None = None
         self._tasks: dict[tuple[str, str], TaskID] = {}
         # The feeder and the readers of ffmpeg's pipes are threads, and all of them talk.
         self._lock = threading.RLock()
+
+    @property
+    def terminal(self) -> bool:
+        """Whether results and log go to a person's terminal."""
+        return self._out.terminal and self._log.terminal and os.environ.get("TERM") != "dumb"
 
     # -- results: stdout
 
@@ -126,16 +195,38 @@ class Report:
 
     def say(self, run_name: str, sentence: str, *, level: str = "info") -> None:
         """Log one sentence about a run."""
-        self.note(f"run {run_name}: {sentence}" if run_name else sentence, level=level)
+        self._say(f"run {run_name}: {sentence}" if run_name else sentence, level, run=run_name, message=sentence)
 
     def note(self, sentence: str, *, level: str = "info") -> None:
         """Log one sentence about the work as a whole; a line break in it starts another line."""
+        self._say(sentence, level, run="", message=sentence)
+
+    def _say(self, sentence: str, level: str, *, run: str, message: str) -> None:
         if _RANK[level] < _RANK[self._least]:
             return
-        colour = _COLOUR[level] if self._coloured else ""
         with self._lock:
+            if self._json:
+                facts = {"time": _now().isoformat(timespec="milliseconds"), "level": level, "message": message} | ({"run": run} if run else {})
+                self._write_log(json.dumps(facts, ensure_ascii=True))
+                return
+            before = f"<{_PRIORITY[level]}>" if self._journal else f"{_now():%H:%M:%S} " if self._timed else ""
+            colour = _COLOUR[level] if self._coloured else ""
             for line in sentence.split("\n"):
-                self._write_log(f"\x1b[{colour}m{printable(line)}\x1b[0m" if colour else printable(line))
+                text = before + printable(line)
+                self._write_log(f"\x1b[{colour}m{text}\x1b[0m" if colour else text)
+
+    @contextlib.contextmanager
+    def logged(self) -> Iterator[None]:
+        """Take over what the modules log: left to itself, Python would write it to stderr in a form that no journal or program expects."""
+        logger = logging.getLogger("stepwatch")
+        lines, before = _Lines(self), logger.level
+        logger.addHandler(lines)
+        logger.setLevel(logging.DEBUG if self.verbose else logging.WARNING)
+        try:
+            yield
+        finally:
+            logger.removeHandler(lines)
+            logger.setLevel(before)
 
     def error(self, error: StepwatchError) -> None:
         """Log what went wrong and what can be done about it."""
@@ -190,6 +281,37 @@ class Report:
                     self._bar.remove_task(task)
             if not self._tasks:
                 self.close()
+
+    # -- pictures that change: stdout, and only on a terminal
+
+    def show(self, renderable: RenderableType) -> None:
+        """Print a table; without a terminal as plain text of 100 columns."""
+        from io import StringIO
+
+        from rich.console import Console
+
+        if self._out.terminal:
+            self._console().print(renderable)
+            return
+        text = StringIO()
+        Console(file=text, width=100, color_system=None, highlight=False).print(renderable)
+        self.result_text(text.getvalue())
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[Callable[[RenderableType], None]]:
+        """Show one picture in the place of the one before; without a terminal, one below the other."""
+        if not self._out.terminal:
+            yield self.show
+            return
+        from rich.live import Live
+
+        with Live(console=self._console(), auto_refresh=False, transient=False) as live:
+            yield lambda renderable: live.update(renderable, refresh=True)
+
+    def _console(self) -> Console:
+        from rich.console import Console
+
+        return Console(highlight=False, markup=False, emoji=False)
 
     def _start_bar(self) -> Progress:
         from rich.console import Console

@@ -58,7 +58,7 @@ _log = logging.getLogger(__name__)
 # ---------------------------------------------------------------- finding runs
 
 
-def find_runs(folder: Path, *, pattern_for: Callable[[Path], str | None], exclude: Callable[[Path], bool]) -> list[Run]:
+def find_runs(folder: Path, *, pattern_for: Callable[[Path], str | None], exclude: Callable[[Path], bool], guess: bool = True) -> list[Run]:
     """Find the runs in a folder and below it, in natural order of their places.
 
     ``pattern_for`` gives the policy's ``frames.pattern`` of a folder, ``exclude`` tells folders to leave out, such as those of outputs; hidden
@@ -68,9 +68,21 @@ def find_runs(folder: Path, *, pattern_for: Callable[[Path], str | None], exclud
     runs: list[Run] = []
     top = Path(os.path.realpath(folder))
     for place, entries in _walk(top, exclude):
-        runs.extend(_runs_in(place, entries, pattern_for, guess=place == top or place.name != DEFAULT_DIR))
+        runs.extend(_runs_in(place, entries, pattern_for, guess=guess and (place == top or place.name != DEFAULT_DIR)))
     runs.sort(key=lambda run: ([natural(part) for part in Path(run.key.folder).parts], natural(run.key.group)))
     return _with_twins_noted(runs)
+
+
+def runs_in(place: Path, *, pattern: str | None) -> list[Run]:
+    """The runs right in one folder, by its sidecar or by *pattern*, and nothing guessed; none when the folder is gone."""
+    try:
+        with os.scandir(place) as listing:
+            entries = {entry.name: entry for entry in listing}
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise EnvironmentFault(f"cannot list {printable(str(place))}: {_reason(error)}") from error
+    return _runs_in(place, entries, lambda _: pattern, guess=False)
 
 
 def _walk(top: Path, exclude: Callable[[Path], bool]) -> Iterator[tuple[Path, dict[str, os.DirEntry[str]]]]:
@@ -279,6 +291,15 @@ def _is_png_animation(file: BinaryIO) -> bool:
     return False
 
 
+def mark_of(path: Path) -> tuple[int, ...] | None:
+    """Facts by which a small file is known to be unchanged; None when it is not there."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return None
+    return (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
 def images_below(folder: Path, limit: int) -> list[str]:
     """Name the still images in a folder and below it, at most so many: where there is no run, a pattern may be all that they need."""
     try:
@@ -328,6 +349,21 @@ def _frame(entry: os.DirEntry[str]) -> Frame | None:
         device=facts.st_dev,
         links=facts.st_nlink,
     )
+
+
+def is_unchanged(folder: str, frame: Frame) -> bool:
+    """Whether a frame is still the file that it was when its run was read, as far as its facts tell."""
+    path = os.path.join(folder, frame.name)
+    try:
+        facts = os.stat(path)
+    except FileNotFoundError:
+        # A link to nowhere has been listed as what it is.
+        return os.path.islink(path)
+    except OSError:
+        # Whoever opens it learns why it cannot be looked at.
+        return True
+    known = (frame.inode, frame.mtime_ns, frame.ctime_ns)
+    return known == (0, 0, 0) or not stat.S_ISREG(facts.st_mode) or known == (facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns)
 
 
 def _numbered(frames: Mapping[str, Frame], entries: tuple[tuple[int, str], ...]) -> tuple[Frame, ...]:
@@ -494,8 +530,6 @@ def _appended_sidecar(runs: Sequence[Run], run_id: str) -> tuple[Sidecar | None,
 # ---------------------------------------------------------------- temporary files
 
 _TEMPORARY = re.compile(r"\.stepwatch-([0-9]{1,10})-([0-9a-f]{8})-[0-9a-f]{8}\.tmp(\.[A-Za-z0-9.]{1,16})?")
-_ABANDONED_AFTER = 60
-"""Seconds unchanged, when the process that wrote it is known to be gone."""
 _ABANDONED_ELSEWHERE_AFTER = 3600
 """Seconds unchanged, when it is from another boot, or from another machine on the same share, which may still be writing."""
 
@@ -507,9 +541,25 @@ def temporary_path(folder: Path, suffix: str) -> Path:
     return folder / f".stepwatch-{os.getpid()}-{_boot()}-{uuid.uuid4().hex[:8]}.tmp{suffix}"
 
 
+_left_behind: set[Path] = set()
+"""Temporary files of this process that could not be removed when they should have been: their disk was read-only by then."""
+
+
+def remove_temporary(path: Path) -> None:
+    """Remove a temporary file of ours; one that cannot be removed now goes with a later sweep of its folder."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        _left_behind.add(path)
+    else:
+        _left_behind.discard(path)
+
+
 def sweep_temporaries(folder: Path, now: float) -> list[Path]:
     """Remove temporary files whose process is gone, and return their paths; ``now`` in seconds of the file system's clock."""
     removed = []
+    for path in [path for path in list(_left_behind) if path.parent == folder]:
+        remove_temporary(path)
     try:
         with os.scandir(folder) as listing:
             candidates = [(found, entry) for entry in listing if (found := _TEMPORARY.fullmatch(entry.name))]
@@ -523,8 +573,8 @@ def sweep_temporaries(folder: Path, now: float) -> list[Path]:
             continue
         try:
             facts = entry.stat(follow_symlinks=False)
-            limit = _ABANDONED_AFTER if here else _ABANDONED_ELSEWHERE_AFTER
-            if stat.S_ISREG(facts.st_mode) and now - facts.st_mtime > limit:
+            # Of a process of this boot it is known that it is gone, and its ffmpeg with it.
+            if stat.S_ISREG(facts.st_mode) and (here or now - facts.st_mtime > _ABANDONED_ELSEWHERE_AFTER):
                 os.unlink(entry.path)
                 removed.append(folder / entry.name)
         except FileNotFoundError:
@@ -577,6 +627,15 @@ def ensure_folder(path: Path) -> None:
         ) from error
 
 
+def identity_of(folder: Path) -> tuple[int, int] | None:
+    """Device and inode, by which a folder is told from another that takes its place; None when it is not there."""
+    try:
+        facts = folder.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a small file that helps on the way to an output."""
     try:
@@ -600,6 +659,38 @@ def files_named_like(folder: Path, stem: str, suffix: str) -> list[Path]:
     except OSError:
         return []
     return [Path(path) for _, path in sorted(found)]
+
+
+def files_with_marks(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
+    """Return the regular files of a folder of outputs, each with its size and mtime_ns, by which a known one is known again."""
+    found = []
+    try:
+        with os.scandir(folder) as listing:
+            for entry in listing:
+                if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False):
+                    facts = entry.stat(follow_symlinks=False)
+                    found.append((Path(entry.path), (facts.st_size, facts.st_mtime_ns)))
+    except OSError:
+        return []
+    return sorted(found)
+
+
+def take_plain_name(path: str, plain: str) -> str:
+    """Rename ``stem-1.mp4`` to ``stem.mp4`` when that name has become free, and return the name that the file has then."""
+    numbered, wanted = Path(path), Path(plain)
+    is_numbered = re.fullmatch(re.escape(wanted.stem) + r"-\d+", numbered.stem)
+    if numbered.parent != wanted.parent or numbered.suffix != wanted.suffix or not is_numbered:
+        return path
+    try:
+        rename_without_replacing(numbered, wanted)
+    except FileNotFoundError:
+        # A crash came between the rename and its receipt.
+        return plain if wanted.exists() else path
+    except OSError as error:
+        _log.info("%s keeps its name: %s", printable(path), _reason(error))
+        return path
+    _fsync_folder(wanted.parent)
+    return plain
 
 
 def publish(temporary: Path, folder: Path, stem: str, suffix: str) -> Path:

@@ -1,63 +1,106 @@
-"""Bring one run one step forward: read the facts, ask the core, do what it says, and report what came of it.
+"""Bring one run one step forward: read the facts, ask the core, do what it says, and record what came of it.
 
-This is the only path to an animation. The order is what keeps frames and animations safe: render into hidden temporary files beside their
-destination, fsync, verify what is really in the file, and only then publish it under a name that nothing else has.
+This is the only path to an animation, for the daemon (`advance`) and for people (`visit`), and the only path by which frames are cleared. Each
+visit locks its run, so that the daemon and a `stepwatch render` beside it wait for one another. The attempt is committed to the receipts
+before anything is rendered, and the render after it is published; only a committed render is ever followed by clearing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
+import random
 import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from stepwatch import __version__, config, frames, store, tags
-from stepwatch.core import metadata, naming
-from stepwatch.core.codecs import CODECS
-from stepwatch.core.model import Outcome, Run
+from stepwatch import config, frames, store, system, tags, trash
+from stepwatch.core import metadata
+from stepwatch.core.lifecycle import (
+    Action,
+    Do,
+    Now,
+    Phase,
+    Sight,
+    WriterState,
+    backoff,
+    clearable,
+    covering,
+    fingerprint,
+    next_action,
+    outdated,
+    quiet_limit,
+    stricter_cleanup,
+)
+from stepwatch.core.manifest import Manifest
+from stepwatch.core.model import Outcome, Receipt, Render, Run, RunKey
 from stepwatch.core.naming import printable
-from stepwatch.core.plan import OutputPlan, RenderPlan, generation, plan_digest, plan_render, plural
-from stepwatch.core.policy import Policy
-from stepwatch.core.result import OutputResult, RunResult
-from stepwatch.encoder import capabilities
+from stepwatch.core.result import RunResult
 from stepwatch.errors import (
     ConfigError,
+    EnvironmentFault,
+    FramesChangedError,
     Interrupted,
-    NoFramesError,
+    MissingToolError,
     RunError,
     StepwatchError,
-    UsageError,
-    VerifyError,
 )
-from stepwatch.passes import Draft, Observer, Passes, Workspace, render_argv
-from stepwatch.verify import verify, whole_file
+from stepwatch.ledger import Ledger, open_receipts
+from stepwatch.passes import Observer
+from stepwatch.rendering import Options, Rendering
 
-MOST_COUNTED = 100_000
-"""Numbers that a counter in a name goes through before it leaves the rest to ``publish``."""
-REPLANS = 1000
-"""Damaged frames after which a run is given up; each costs a pass up to where it lies."""
+__all__ = [
+    "Means",
+    "Options",
+    "Records",
+    "Sighting",
+    "Step",
+    "advance",
+    "empty_trash",
+    "open_records",
+    "prune",
+    "resolver",
+    "runs_at",
+    "runs_below",
+    "see",
+    "visit",
+]
+
+NEWEST = 3
+"""Frames, from the newest, that are looked at for somebody who still writes them."""
+COVERED = "covered by an animation"
+BY_HAND = "cleared by hand"
+"""Why something is in the trash, where its owner's word, and no policy, has put it there."""
+FREE_ERRORS = (EnvironmentFault, MissingToolError, ConfigError, FramesChangedError)
+"""What no run is to blame for: it costs none of its attempts."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the command line adds to the policy."""
+Resolve = Callable[[Path, Mapping[str, object] | None], config.Resolved]
+"""Gives a folder its policy, for a run whose sidecar may have wishes of its own. Raises ConfigError."""
 
-    keep: bool = False
-    force: bool = False
-    """Render even when the very same animation is there."""
-    dry_run: bool = False
-    """Show the plan and ffmpeg's arguments, render nothing."""
-    destination: Path | None = None
-    """Folder (existing), or file for a single output; None: as the policy says."""
-    verbose: bool = False
-    """Let ffmpeg talk, and pass on what it says."""
+
+# --- where runs and records are found ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, kw_only=True)
+class Records:
+    """Receipts, and what goes with them: where runs are locked, and what earlier outputs say of themselves."""
+
+    ledger: Ledger
+    state: Path
+    """Folder of the locks."""
+    said: dict[tuple[str, int, int], metadata.Identity | None] = field(default_factory=dict)
+    """What files said of themselves, by path, size and mtime_ns: asking costs a process each."""
+
+
+def open_records(state: Path | None = None) -> Records:
+    """Open this user's receipts; EnvironmentFault when they cannot be."""
+    place = state or system.state_dir()
+    return Records(ledger=open_receipts(place), state=place)
 
 
 def runs_below(folder: Path, *, service: config.ServiceConfig, settings: Sequence[str] = ()) -> list[tuple[Run, config.Resolved]]:
@@ -67,35 +110,42 @@ def runs_below(folder: Path, *, service: config.ServiceConfig, settings: Sequenc
     """
     folder = Path(os.path.realpath(folder))
     try:
-        return _runs_below(folder, service=service, settings=settings)
+        watched = config.resolve_for(folder, service=service, settings=settings).watched
+        return _runs_below(folder, resolver(service=service, watched=watched, settings=settings))
     except ConfigError as error:
         complaints = (*error.complaints, *config.complaints_about(folder, service=service))
         raise ConfigError(tuple(dict.fromkeys(complaints)), hint=error.hint) from error
 
 
-def _runs_below(folder: Path, *, service: config.ServiceConfig, settings: Sequence[str]) -> list[tuple[Run, config.Resolved]]:
+def resolver(*, service: config.ServiceConfig, watched: Path, settings: Sequence[str] = ()) -> Resolve:
+    """How the runs of a watched folder get their policies."""
+
+    def resolve(place: Path, overrides: Mapping[str, object] | None = None) -> config.Resolved:
+        return config.resolve_for(place, service=service, settings=settings, watched=watched, overrides=overrides)
+
+    return resolve
+
+
+def _runs_below(folder: Path, resolve_for: Resolve, *, guess: bool = True) -> list[tuple[Run, config.Resolved]]:
     resolved_for: dict[Path, config.Resolved] = {}
-    watched = config.resolve_for(folder, service=service, settings=settings).watched
 
     def resolve(place: Path) -> config.Resolved:
         if place not in resolved_for:
-            resolved_for[place] = config.resolve_for(place, service=service, settings=settings, watched=watched)
+            resolved_for[place] = resolve_for(place, None)
         return resolved_for[place]
 
     found = store.find_runs(
         folder,
         pattern_for=lambda place: resolve(place).policy.frames.pattern,
         exclude=lambda place: place in resolve(place.parent).output_dirs,
+        guess=guess,
     )
     runs: list[tuple[Run, config.Resolved]] = []
     appended: dict[Path, list[Run]] = {}
     in_folder = Counter(run.key.folder for run in found)
     for run in found:
         place = Path(run.key.folder)
-        if run.sidecar and run.sidecar.overrides:
-            resolved = config.resolve_for(place, service=service, settings=settings, watched=watched, overrides=run.sidecar.overrides)
-        else:
-            resolved = resolve(place)
+        resolved = _own(run, resolve(place), resolve_for)
         if resolved.policy.frames.append:
             # Runs that share a folder are joined there; a run that has a folder of its own is joined with its neighbours.
             together = place if run.key.group or in_folder[run.key.folder] > 1 or place == folder else place.parent
@@ -108,6 +158,125 @@ def _runs_below(folder: Path, *, service: config.ServiceConfig, settings: Sequen
     return [(joined.get(id(run), run), resolved) for run, resolved in runs]
 
 
+def runs_at(folder: Path, resolve: Resolve) -> list[tuple[Run, config.Resolved]]:
+    """The runs that a change in *folder* concerns, each with its policy: those right in it, or the one that they are appended to.
+
+    Nothing is guessed: a run has a sidecar, or a trusted policy names its pattern. Raises ConfigError, EnvironmentFault.
+    """
+    resolved = resolve(folder, None)
+    found = store.runs_in(folder, pattern=resolved.policy.frames.pattern)
+    runs = []
+    for run in found:
+        own = _own(run, resolved, resolve)
+        if own.policy.frames.append:
+            together = folder if run.key.group or len(found) > 1 or folder == resolved.watched else folder.parent
+            below = _runs_below(together, resolve, guess=False)
+            return [(joined, policy) for joined, policy in below if joined.key == RunKey(folder=str(together))]
+        runs.append((run, own))
+    return runs
+
+
+def _own(run: Run, resolved: config.Resolved, resolve: Resolve) -> config.Resolved:
+    """The policy of a run, which its sidecar may have wishes about."""
+    return resolve(Path(run.key.folder), run.sidecar.overrides) if run.sidecar and run.sidecar.overrides else resolved
+
+
+# --- seeing a run ------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """Since when a run has been seen as it is."""
+
+    fingerprint: str
+    since: float
+    """Seconds awake."""
+    age: float = 0.0
+    """Seconds that it had been so already, by the clock of its file system."""
+
+
+def receipt_of(run: Run, records: Records | None) -> Receipt | None:
+    """What is recorded of a run; one that has moved with its folder takes its receipt along."""
+    if records is None:
+        return None
+    receipt = records.ledger.get(run.key)
+    if receipt is None and run.sidecar and run.key.group == "":
+        for other in records.ledger.by_run_id(run.run_id):
+            if not os.path.isdir(other.key.folder):
+                records.ledger.rekey(other.key, run.key)
+                return records.ledger.get(run.key)
+    return receipt
+
+
+def see(
+    run: Run,
+    resolved: config.Resolved,
+    receipt: Receipt | None,
+    sighting: Sighting,
+    *,
+    succeeded: bool = False,
+    max_attempts: int = 4,
+    by_hand: bool = False,
+    asked: bool = False,
+    as_it_is: bool = False,
+) -> Sight:
+    """Gather what the core needs to decide; what costs a look at the disk only where it matters."""
+    running = run.sidecar is not None and run.sidecar.state is Outcome.RUNNING
+    known = covering(run, receipt)
+    render = known or (receipt.renders[-1] if receipt and receipt.renders and not run.frames else None)
+    wanted = resolved.policy.cleanup if asked or render is None else stricter_cleanup(render.cleanup, resolved.policy.cleanup)
+    begun = render is not None and bool(render.cleared or not run.frames or wanted.intermediates != "keep") and _is_cut_short(run, resolved, render)
+    clearing = render is not None and (begun or (wanted.intermediates != "keep" and (asked or not render.clear_note)))
+    there = not (clearing and render) or trash.outputs_there(render)
+    return Sight(
+        run=run,
+        receipt=receipt,
+        since=sighting.since,
+        age=sighting.age,
+        writer=system.writer_state(run.sidecar.writer) if running and run.sidecar else WriterState.UNKNOWN,
+        succeeded=succeeded,
+        open_files=known is None and _being_written(run),
+        outputs_there=there,
+        clearing_begun=begun,
+        durable=not clearing or _is_durable(resolved),
+        max_attempts=max_attempts,
+        by_hand=by_hand,
+        asked=asked,
+        as_it_is=as_it_is,
+    )
+
+
+def _is_cut_short(run: Run, resolved: config.Resolved, render: Render) -> bool:
+    """Whether a clearing of this render was begun and never finished."""
+    facts = (run.key.folder, run.key.group, render.generation)
+    return any((one.source, one.group, one.generation) == facts for one in trash.unfinished(resolved.watched))
+
+
+def _being_written(run: Run) -> bool:
+    newest = sorted(run.frames, key=lambda frame: frame.mtime_ns)[-NEWEST:]
+    return any(system.open_for_writing(Path(run.key.folder, frame.name)) for frame in newest)
+
+
+def _is_durable(resolved: config.Resolved) -> bool:
+    try:
+        return all(system.fsync_folder(place) for place in {resolved.watched, *resolved.output_dirs} if place.is_dir())
+    except OSError:
+        return False
+
+
+# --- visits ------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one visit by the daemon has done."""
+
+    action: Action
+    result: RunResult | None = None
+    error: StepwatchError | None = None
+    """Why it could not be done."""
+
+
 def visit(
     run: Run,
     resolved: config.Resolved,
@@ -117,334 +286,417 @@ def visit(
     observer: Observer,
     stop: threading.Event,
     damaged: Mapping[str, str] | None = None,
+    records: Records | None = None,
 ) -> RunResult:
-    """Render what is there of *run*, by its policy, and tell what came of it.
+    """Render what is there of *run* by hand, ready or not, and tell what came of it; then clear, where policy or *options* say so.
 
     *damaged* maps names of frames that are already known not to decode to the reason. A fault of the run, or of this machine, comes back in
-    the result; only Interrupted (when *stop* is set) is raised.
+    the result; only Interrupted (when *stop* is set) and BusyError are raised. Without *records* nothing is recorded, so nothing is cleared.
     """
     started = time.monotonic()
     for note in (*run.notes, *resolved.warnings):
         observer.say(run.name, note, level="warning")
-    visiting = _Visit(run=run, resolved=resolved, ffmpeg=ffmpeg, options=options, observer=observer, stop=stop)
-    visiting.damaged.update(damaged or {})
+    if options.dry_run:
+        records = None
+    visiting = _Visit(run=run, resolved=resolved, ffmpeg=ffmpeg, options=options, observer=observer, stop=stop, records=records)
     try:
-        result = visiting.go()
-    except Interrupted:
-        raise
-    except StepwatchError as error:
-        result = visiting.failed(error)
+        with visiting.locked():
+            result = visiting.by_hand(damaged or {})
+            visiting.note_down(result)
     finally:
         observer.finished(run.name)
     return replace(result, seconds=round(time.monotonic() - started, 3))
 
 
-class _Visit:
-    """The state of one visit, and nothing that outlives it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What the daemon's visits work with."""
 
-    def __init__(self, *, run: Run, resolved: config.Resolved, ffmpeg: str, options: Options, observer: Observer, stop: threading.Event) -> None:
+    records: Records
+    ffmpeg: Callable[[], str]
+    """Finds the binary when it is needed; MissingToolError."""
+    options: Options
+    observer: Observer
+    stop: threading.Event
+    now: Callable[[], Now]
+    max_attempts: int
+
+
+def advance(
+    key: RunKey,
+    *,
+    find: Callable[[RunKey], tuple[Run, config.Resolved] | None],
+    sighting: Sighting,
+    succeeded: bool,
+    means: Means,
+    patient: bool = True,
+) -> Step | None:
+    """Do the one thing that is due for a run, as the daemon; None when the run is gone.
+
+    *find* reads the run anew, for much may have happened while it waited for its turn; *sighting* and *succeeded* are what its watcher knows.
+    A frame that the disk does not give costs the run an attempt only when nobody is *patient* with it any longer. Raises Interrupted, and
+    EnvironmentFault when the attempt cannot be recorded; every other fault is in the step.
+    """
+    with system.run_lock(means.records.state, key, wait=True, stop=means.stop, on_wait=lambda: None):
+        found = find(key)
+        if found is None:
+            return None
+        run, resolved = found
+        visiting = _Visit(
+            run=run, resolved=resolved, ffmpeg="", options=means.options, observer=means.observer, stop=means.stop, records=means.records
+        )
+        visiting.patient = patient
+        if fingerprint(run) != sighting.fingerprint:
+            sighting = Sighting(fingerprint=fingerprint(run), since=means.now().awake)
+        sight = see(run, resolved, visiting.receipt, sighting, succeeded=succeeded, max_attempts=means.max_attempts)
+        action = next_action(sight, resolved.policy, means.now())
+        try:
+            if action.do is Do.RENDER:
+                visiting.ffmpeg = means.ffmpeg()
+                result = visiting.render(action)
+                return Step(action=action, result=result, error=visiting.error)
+            if action.do is Do.SUPERSEDE:
+                visiting.supersede()
+            elif action.do is Do.CLEAR:
+                return Step(action=action, result=visiting.clear(asked=False))
+        except Interrupted:
+            raise
+        except StepwatchError as error:
+            return Step(action=action, error=error)
+        finally:
+            means.observer.finished(run.name)
+        return Step(action=action)
+
+
+def prune(run: Run, resolved: config.Resolved, *, observer: Observer, stop: threading.Event, records: Records, dry_run: bool) -> RunResult | None:
+    """Clear a run that is finished, by today's policy alone; None for one that is not finished. *dry_run* only counts what would go."""
+    visiting = _Visit(run=run, resolved=resolved, ffmpeg="", options=Options(), observer=observer, stop=stop, records=records)
+    with visiting.locked():
+        receipt = visiting.receipt
+        render = covering(run, receipt)
+        if render is None or not run.frames:
+            return None
+        sight = see(run, resolved, receipt, Sighting(fingerprint=fingerprint(run), since=0.0), asked=True, as_it_is=True)
+        action = next_action(sight, resolved.policy, _instant())
+        if action.do is not Do.CLEAR:
+            return RunResult(run=run.run_id, name=run.name, folder=run.key.folder, phase=action.phase, reason=action.reason)
+        if dry_run:
+            names = {frame.name for frame in run.frames}
+            count = sum(covered.frame.name in names for covered in clearable(render, resolved.policy.cleanup))
+            return RunResult(run=run.run_id, name=run.name, folder=run.key.folder, phase=action.phase, reason=action.reason, cleared=count)
+        return visiting.clear(asked=True)
+
+
+def empty_trash(watched: Path, resolve: Resolve, *, now: float, dry_run: bool = False) -> tuple[trash.Purged, ...]:
+    """Let go what has been in the trash of a watched folder for longer than the policy of its place says, then and now."""
+
+    def grace_for(manifest: Manifest) -> float | None:
+        if manifest.reason == BY_HAND:
+            return manifest.grace
+        source = Path(manifest.source)
+        try:
+            cleanup = resolve(source if source.is_dir() else watched, None).policy.cleanup
+        except ConfigError:
+            return None
+        if manifest.kind == "frames" and cleanup.intermediates == "keep":
+            return None
+        return 0.0 if cleanup.intermediates == "delete" else float(cleanup.grace)
+
+    return trash.purge(watched, now=now, grace_for=grace_for, dry_run=dry_run)
+
+
+class _Visit:
+    """One run while it is being visited."""
+
+    def __init__(
+        self,
+        *,
+        run: Run,
+        resolved: config.Resolved,
+        ffmpeg: str,
+        options: Options,
+        observer: Observer,
+        stop: threading.Event,
+        records: Records | None,
+    ) -> None:
         self.run = run
         self.resolved = resolved
-        self.policy: Policy = resolved.policy
         self.ffmpeg = ffmpeg
         self.options = options
         self.observer = observer
         self.stop = stop
-        self.plan: RenderPlan | None = None
-        self.damaged: dict[str, str] = {}
-        self.digests: dict[str, str] = {}
-        self.commands: list[tuple[str, ...]] = []
+        self.records = records
+        self.patient = True
+        self.error: StepwatchError | None = None
+        self._digests: dict[str, str] = {}
 
-    def go(self) -> RunResult:
-        if not self.policy.create:
-            sentence = "the policy says create: false, so no animation is made"
-            self.observer.say(self.run.name, sentence)
-            return RunResult(run=self.run.run_id, name=self.run.name, phase="ignored", reason=sentence, found=len(self.run.frames))
-        survey = frames.survey(self.run)
-        for facts in survey.facts:
-            if facts.problem:
-                self.damaged.setdefault(facts.frame.name, facts.problem)
-        policy = self._with_codec_of_destination(self.policy)
-        encoders = capabilities(self.ffmpeg).encoders
-        for _ in range(REPLANS):
-            self.plan = plan_render(self.run, survey, policy, encoders=encoders, damaged=self.damaged, longest=self.resolved.longest)
-            try:
-                with Workspace() as workspace:
-                    return self._carry_out(self.plan, survey.texts, workspace)
-            except frames.FrameError as error:
-                # The survey was too hopeful: the decode is the proof. A new plan is made without this frame.
-                self.observer.say(self.run.name, f"{error.message}; planning again without it", level="warning")
-                self.damaged[error.name] = error.reason
-                self.plan = None
-        raise RunError(f"more than {REPLANS} frames of run {self.run.name} cannot be decoded")
+    @property
+    def receipt(self) -> Receipt | None:
+        return receipt_of(self.run, self.records)
 
-    def failed(self, error: StepwatchError) -> RunResult:
-        self._say_error(error)
-        phase = "ignored" if isinstance(error, NoFramesError) else "render-failed"
-        return self._result(phase, error.message, (), exit_code=error.exit_code)
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        if self.records is None:
+            yield
+            return
 
-    def _result(self, phase: str, reason: str, outputs: tuple[OutputResult, ...], *, exit_code: int = 0) -> RunResult:
-        plan = self.plan
-        damaged = {frame.name: self.damaged[frame.name] for frame in self.run.frames if frame.name in self.damaged}
-        rendered = any(output.error is None for output in outputs)
-        return RunResult(
-            run=self.run.run_id,
-            name=self.run.name,
-            phase=phase,
-            reason=reason,
-            found=len(self.run.frames),
-            shown=len(plan.frames) - len(plan.unshown) if plan and rendered else 0,
-            damaged=tuple(damaged),
-            problems=damaged,
-            missing=self.run.missing,
-            unshown=tuple(frame.name for frame in plan.unshown) if plan else (),
-            outputs=outputs,
-            notes=self.run.notes,
-            commands=tuple(self.commands) if self.options.verbose or self.options.dry_run else (),
-            exit_code=exit_code,
-        )
+        def on_wait() -> None:
+            self.observer.say(self.run.name, "somebody else is visiting it; waiting")
 
-    def _with_codec_of_destination(self, policy: Policy) -> Policy:
-        """`-o clip.gif` asks for a gif, whatever the policy's codec is."""
-        target = self.options.destination
-        if target is None or target.is_dir() or len(policy.outputs) != 1:
-            return policy
-        wanted = CODECS[policy.outputs[0].codec]
-        suffix = target.suffix.lower()
-        if suffix == wanted.suffix:
-            return policy
-        fitting = [codec.name for codec in CODECS.values() if codec.suffix == suffix]
-        if not fitting:
-            known = ", ".join(sorted({codec.suffix for codec in CODECS.values()}))
-            raise UsageError(f"{target.name}: {suffix or 'no suffix'} is not the suffix of an animation", hint=f"use one of {known}")
-        self.observer.say(self.run.name, f"the name {target.name} asks for {fitting[0]} instead of {wanted.name}")
-        quality = policy.outputs[0].quality
-        output = replace(policy.outputs[0], codec=fitting[0], quality="default" if isinstance(quality, int) else quality)  # type: ignore[arg-type]
-        return replace(policy, outputs=(output,))
+        with system.run_lock(self.records.state, self.run.key, wait=self.options.wait, stop=self.stop, on_wait=on_wait):
+            yield
 
-    # --- from plan to result ---
-
-    def _carry_out(self, plan: RenderPlan, texts: Mapping[str, str], workspace: Workspace) -> RunResult:
-        self._tell(plan)
-        hints = {"seed": self.run.seed_hint, "prompt": self.run.prompt_hint}
-        facts = metadata.gather(self.run.sidecar, {**texts, **store.read_workflow(self.run)}, hints=hints)
-        if self.options.dry_run:
-            return self._dry_run(plan, facts)
-        self._take_digests(plan)
-        drafts = self._drafts(plan, facts)
-        waiting = [draft for draft in drafts if draft.published is None]
-        if waiting:
-            thumbnails = self._render(plan, waiting, workspace)
-            for draft in waiting:
-                self._conclude(draft, thumbnails, workspace)
-        outputs = tuple(self._output_result(draft) for draft in drafts)
-        errors = [draft.error for draft in drafts if draft.error is not None]
-        if errors:
-            return self._result("render-failed", errors[0].message, outputs, exit_code=max(error.exit_code for error in errors))
-        if not waiting:
-            return self._result("rendered", "the same animation is already there", outputs)
-        return self._result("rendered", plan.reason, outputs)
-
-    def _tell(self, plan: RenderPlan) -> None:
-        say = self.observer.say
-        name = self.run.name
-        if plan.damaged:
-            shown = "; ".join(f"{printable(frame.name)}: {problem}" for frame, problem in plan.damaged[:10])
-            more = f" and {len(plan.damaged) - 10} more" if len(plan.damaged) > 10 else ""
-            say(name, f"{plural(len(plan.damaged), 'damaged frame')} left out ({shown}{more})", level="warning")
-        if self.run.missing:
-            steps = ", ".join(map(str, self.run.missing[:20])) + (" ..." if len(self.run.missing) > 20 else "")
-            say(name, f"no frame for step {steps}; the animation goes on without", level="warning")
-        longest = self.resolved.longest
-        if longest is not None and any(output.duration >= longest for output in plan.outputs):
-            say(name, f"a file that is not trusted asks for too few frames a second: it gets {float(longest):.0f} s", level="warning")
-        for output in plan.outputs:
-            if max(abs(output.width - plan.canvas[0]), abs(output.height - plan.canvas[1])) > 1:
-                limits = f"from {output.codec.smallest} to {output.codec.largest} pixels a side"
-                say(name, f"{output.codec.name} is rendered at {output.width}x{output.height}, for it takes {limits}", level="warning")
-        if plan.unshown:
-            say(name, f"{len(plan.unshown)} of {len(plan.frames)} images are too many for the output pictures and not shown", level="warning")
-
-    def _dry_run(self, plan: RenderPlan, facts: metadata.Facts) -> RunResult:
-        outputs = []
-        for draft in self._named(plan, facts):
-            argv = render_argv(
-                plan, draft, draft.folder / f"{draft.stem}{draft.plan.codec.suffix}", ffmpeg=self.ffmpeg, metadata_path="METADATA", palette="PALETTE"
-            )
-            self.commands.append(tuple(argv))
-            outputs.append(self._planned(draft, path=str(draft.folder / f"{draft.stem}{draft.plan.codec.suffix}")))
-        phases = {Outcome.COMPLETE: "complete", Outcome.INTERRUPTED: "interrupted", Outcome.FAILED: "failed", Outcome.RUNNING: "recording"}
-        phase = phases[self.run.sidecar.state] if self.run.sidecar else "stalled"
-        return self._result(phase, f"planned only: {plan.reason}", tuple(outputs))
-
-    def _take_digests(self, plan: RenderPlan) -> None:
-        """Digest every frame of the run, shown or not: together they are the run's generation."""
-        for frame in self.run.frames:
-            if self.stop.is_set():
-                raise Interrupted("stopped by the user")
-            if frame.name not in self.digests:
-                try:
-                    self.digests[frame.name] = frames.digest(self.run.key.folder, frame)
-                except frames.FrameError as error:
-                    self.digests[frame.name] = ""
-                    if frame in plan.frames:
-                        raise error from None
-
-    def _named(self, plan: RenderPlan, facts: metadata.Facts) -> Iterator[Draft]:
-        """The outputs with the folder and name of each; equal names get the codec."""
-        taken: set[tuple[Path, str, str]] = set()
-        for number, output in enumerate(plan.outputs):
-            folder, stem, earlier = self._destination(number, output, plan, facts)
-            if (folder, stem.casefold(), output.codec.suffix) in taken:
-                stem = f"{stem}-{output.codec.name}"
-            base, repeat = stem, 1
-            while (folder, stem.casefold(), output.codec.suffix) in taken:
-                repeat += 1
-                stem = f"{base}-{repeat}"
-            taken.add((folder, stem.casefold(), output.codec.suffix))
-            yield Draft(plan=output, folder=folder, stem=stem, tags={}, earlier=earlier)
-
-    def _destination(self, number: int, output: OutputPlan, plan: RenderPlan, facts: metadata.Facts) -> tuple[Path, str, tuple[str, ...]]:
-        target = self.options.destination
-        if target is not None and not target.is_dir():
-            return Path(os.path.abspath(target.parent)), target.name[: len(target.name) - len(target.suffix)], ()
-        if target is None:
-            self.resolved.require_places()
-        folder = Path(os.path.abspath(target)) if target is not None else self.resolved.output_dirs[number]
-        fields: dict[str, object] = {
-            "seed": facts.seed,
-            "prompt": facts.prompt,
-            "date": self._date(),
-            "sampler": facts.sampler,
-            "model": facts.model,
-            "steps": facts.steps,
-            "run": self.run.name,
-            "n": 1,
-            "status": "incomplete" if plan.incomplete else "complete",
-            "codec": output.codec.name,
-        }
-
-        def stem_of(n: int) -> str:
-            # On disk a name is UTF-8; where the locale says otherwise, Python writes another text for the same bytes.
-            return os.fsdecode(naming.output_stem(output.template, fields | {"n": n}, incomplete=plan.incomplete).encode("utf-8"))
-
-        stem = stem_of(1)
-        earlier: list[str] = []
-        if naming.uses_field(output.template, "n"):
-            while len(earlier) < MOST_COUNTED and stem not in earlier and (folder / f"{stem}{output.codec.suffix}").exists():
-                earlier.append(stem)
-                stem = stem_of(len(earlier) + 1)
-        return folder, stem, tuple(earlier)
-
-    def _date(self) -> datetime:
-        """When the run began: as the sidecar says, else when its first frame was written."""
-        created = self.run.sidecar.created if self.run.sidecar else None
-        if created:
-            with contextlib.suppress(ValueError):
-                return datetime.fromisoformat(created).astimezone()
-        return datetime.fromtimestamp(self.run.frames[0].mtime_ns / 1e9, tz=UTC).astimezone()
-
-    def _drafts(self, plan: RenderPlan, facts: metadata.Facts) -> list[Draft]:
-        whole = generation(self.run.frames, self.digests)
-        drafts = []
-        for draft in self._named(plan, facts):
-            draft.digest = plan_digest(plan, draft.plan)
-            draft.tags = metadata.output_tags(
-                facts,
-                include=self.policy.metadata.include,
-                author=self.policy.metadata.author,
-                identity=metadata.Identity(run=self.run.run_id, generation=whole, plan=draft.digest, version=__version__, frames=len(plan.frames)),
-            )
-            if not self.options.force:
-                draft.published = self._existing(draft, whole)
-            if draft.published:
-                draft.again = True
-                self.observer.say(self.run.name, f"the same animation is already there: {printable(str(draft.published))}")
-            drafts.append(draft)
-        return drafts
-
-    def _existing(self, draft: Draft, whole: str) -> Path | None:
-        """An earlier output of the same generation by the same plan, found by what the file says of itself."""
-        named = (store.files_named_like(draft.folder, stem, draft.plan.codec.suffix) for stem in (draft.stem, *draft.earlier))
-        for path in chain.from_iterable(named):
-            said = metadata.read_identity(tags.read(path, ffmpeg=self.ffmpeg))
-            if said is None or (said.run, said.generation, said.plan) != (self.run.run_id, whole, draft.digest):
-                continue
-            try:
-                # What a file says of itself is at its start; that the rest is there too shows in the decode.
-                draft.plan = whole_file(path, draft.plan, ffmpeg=self.ffmpeg, stop=self.stop)
-            except VerifyError as error:
-                self.observer.say(self.run.name, f"{printable(str(path))} is damaged and does not count: {error.message}", level="warning")
+    def by_hand(self, damaged: Mapping[str, str]) -> RunResult:
+        """Render, then do what follows from that."""
+        sighting = Sighting(fingerprint=fingerprint(self.run), since=0.0)
+        sight = see(self.run, self.resolved, self.receipt, sighting, by_hand=True)
+        # A run without frames is refused by the plan, in its own words.
+        action = next_action(sight, self.resolved.policy, _instant()) if self.run.frames else _bare(self.run)
+        result = self.render(action, damaged=damaged, by_hand=True)
+        if self.error is not None or self.records is None or self.options.dry_run:
+            return result
+        asked = self.options.asked
+        while True:
+            # Of a run without a sidecar nobody knows whether it goes on: a policy's clearing waits for it to be quiet, a person's word does not.
+            sight = see(self.run, self.resolved, self.receipt, sighting, asked=asked, as_it_is=asked or self.run.guessed or self._is_quiet())
+            action = next_action(sight, self.resolved.policy, _instant())
+            if action.do is Do.SUPERSEDE:
+                named = self.supersede()
+                outputs = tuple(replace(output, path=named.get(output.path or "", output.path)) for output in result.outputs)
+                result = replace(result, outputs=outputs)
+            elif action.do is Do.CLEAR:
+                return self._cleared(result, asked=asked)
             else:
-                return path
-        return None
+                if self.resolved.policy.cleanup.intermediates != "keep":
+                    self.observer.say(self.run.name, action.reason, level="warning" if "stay" in action.reason else "info")
+                return result
 
-    def _render(self, plan: RenderPlan, drafts: Sequence[Draft], workspace: Workspace) -> Mapping[tuple[int, int], list[bytes]]:
-        passes = Passes(
-            plan,
+    def _is_quiet(self) -> bool:
+        newest = max((max(frame.mtime_ns, frame.ctime_ns) for frame in self.run.frames), default=0) / 1e9
+        return time.time() - newest >= quiet_limit(self.run, self.resolved.policy)
+
+    def note_down(self, result: RunResult) -> None:
+        """Have the receipt say how the run stands, for people who ask while no daemon runs; to the daemon it is still news."""
+        if self.records is None or (self.options.elsewhere and not self.options.asked):
+            return
+        run = self.run
+        with contextlib.suppress(EnvironmentFault):
+            self.records.ledger.see(
+                run.key,
+                run.run_id,
+                run.name,
+                str(self.resolved.watched),
+                result.phase,
+                result.reason,
+                fingerprint(run),
+                at_rest=False,
+                wall=time.time(),
+            )
+
+    def _cleared(self, result: RunResult, *, asked: bool) -> RunResult:
+        try:
+            cleared = self.clear(asked=asked)
+        except RunError as error:
+            self.observer.say(self.run.name, f"its frames stay: {error.message}", level="error")
+            return replace(result, exit_code=error.exit_code, reason=f"{result.reason}; its frames stay: {error.message}")
+        return replace(result, cleared=cleared.cleared, phase=cleared.phase)
+
+    # --- render ---
+
+    def render(self, action: Action, *, damaged: Mapping[str, str] | None = None, by_hand: bool = False) -> RunResult:
+        """Carry out a render that the core has asked for, from the committed attempt to the committed receipt."""
+        attempt = self._begin(by_hand=by_hand)
+        if not by_hand:
+            known = self._known_contents(action)
+            if known is not None:
+                return known
+        rendering = Rendering(
+            run=self.run,
+            resolved=self.resolved,
             ffmpeg=self.ffmpeg,
-            digests=self.digests,
-            workspace=workspace,
+            options=self.options,
             observer=self.observer,
             stop=self.stop,
-            verbose=self.options.verbose,
+            incomplete=action.incomplete,
+            digests=self._digests,
+            earlier=self._earlier if self.records and self.records.ledger.rebuilt and not by_hand else None,
         )
+        rendering.damaged.update(damaged or {})
         try:
-            return passes.render(drafts)
-        finally:
-            self.commands += passes.commands
+            result = rendering.go()
+        except Interrupted:
+            self._refund()
+            raise
+        except StepwatchError as error:
+            result = rendering.failed(error)
+        except Exception as error:  # noqa: BLE001  # a mistake of ours costs this run its attempts, and the others nothing
+            self.observer.say(self.run.name, traceback.format_exc(), level="debug")
+            result = rendering.failed(RunError(f"stepwatch made a mistake: {type(error).__name__}: {error}", hint="-v shows where; please report it"))
+        self._conclude(rendering, attempt)
+        return result
 
-    # --- from temporary file to published animation ---
-
-    def _conclude(self, draft: Draft, thumbnails: Mapping[tuple[int, int], list[bytes]], workspace: Workspace) -> None:
-        """Sync, verify and publish a draft's file; a fault becomes the draft's error, and nothing is published."""
-        if draft.error is not None:
-            self._say_error(draft.error, draft.label)
-            return
-        assert draft.best is not None
-        path, plan = draft.best
+    def _begin(self, *, by_hand: bool) -> int:
+        if self.records is None:
+            return 1
+        run = self.run
         try:
-            store.fsync_file(path)
-            verified = verify(
-                path,
-                plan,
-                thumbnails[plan.width, plan.height],
-                ffmpeg=self.ffmpeg,
-                thumbnail=frames.thumbnail,
-                stop=self.stop,
+            return self.records.ledger.begin_attempt(
+                run.key, run.run_id, run.name, str(self.resolved.watched), fingerprint(run), time.time(), _jitter()
             )
-            self.observer.say(
-                self.run.name,
-                f"{plan.codec.name}: verified {verified.pictures} pictures, {float(verified.duration):.3f} s, worst thumbnail {verified.worst:.2f}",
-                level="debug",
-            )
-            published = store.publish(path, draft.folder, draft.stem, plan.codec.suffix)
-        except RunError as error:
-            draft.error = error
-            self._say_error(error, draft.label)
+        except EnvironmentFault as error:
+            if not by_hand:
+                raise
+            self.observer.say(run.name, f"{error.message}; it is rendered all the same, and nothing is cleared", level="warning")
+            self.records = None
+            return 1
+
+    def _refund(self) -> None:
+        if self.records is not None:
+            with contextlib.suppress(EnvironmentFault):
+                self.records.ledger.refund_attempt(self.run.key)
+
+    def _conclude(self, rendering: Rendering, attempt: int) -> None:
+        """Commit what came of it."""
+        self.error = rendering.error
+        if self.records is None:
             return
-        workspace.keep(path)
-        draft.plan = plan
-        draft.published = published
-        self.observer.say(self.run.name, f"{plan.codec.name}: published {printable(str(published))}")
+        ledger, key = self.records.ledger, self.run.key
+        if self.error is None and rendering.render is not None and (self.options.asked or not self.options.elsewhere):
+            run = self.run
+            if self._is_recorded(rendering.render):
+                # The very same animation again: what has become of that render since still counts.
+                ledger.remember_facts(key, rendering.render.generation, rendering.render.frames)
+                self._refund()
+                return
+            ledger.record_render(key, rendering.render, run_id=run.run_id, name=run.name, watched=str(self.resolved.watched))
+        elif self.error is None or (isinstance(self.error, FREE_ERRORS) and not self._impatient(self.error)):
+            self._refund()
+        else:
+            ledger.fail_attempt(key, self.error.message, time.time() + backoff(attempt, _jitter()))
 
-    def _say_error(self, error: StepwatchError, label: str = "") -> None:
-        sentence = f"{label}: {error.message}" if label else error.message
-        self.observer.say(self.run.name, f"{sentence} ({error.hint})" if error.hint else sentence, level="error")
+    def _is_recorded(self, render: Render) -> bool:
+        receipt = self.receipt
+        paths = {output.path for output in render.outputs}
+        latest = receipt.renders[-1] if receipt and receipt.renders else None
+        if latest is None or paths != {output.path for output in latest.outputs}:
+            return False
+        return (latest.generation, latest.guessed, latest.incomplete) == (render.generation, render.guessed, render.incomplete)
 
-    def _planned(self, draft: Draft, *, path: str | None) -> OutputResult:
-        plan = draft.plan
-        return OutputResult(path=path, codec=plan.codec.name, width=plan.width, height=plan.height, frames=plan.pictures, duration=plan.duration)
+    def _impatient(self, error: StepwatchError) -> bool:
+        """Whether it costs an attempt what would else be the disk's fault alone."""
+        return not self.patient and isinstance(error, frames.UnreadableFrameError)
 
-    def _output_result(self, draft: Draft) -> OutputResult:
-        if draft.error is not None or draft.published is None:
-            return replace(self._planned(draft, path=None), error=draft.error.message if draft.error else "not rendered")
-        path = draft.published
-        with path.open("rb") as file:
-            total = hashlib.file_digest(file, "sha256")
-        return replace(
-            self._planned(draft, path=str(path)),
-            bytes=path.stat().st_size,
-            sha256=total.hexdigest(),
-            exists=draft.again,
-        )
+    def _known_contents(self, action: Action) -> RunResult | None:
+        """Recognise frames that were rendered already and only have other facts: restored, copied, or touched."""
+        receipt = self.receipt
+        for render in reversed(receipt.renders if receipt else ()):
+            known = {covered.frame.name: covered for covered in render.frames}
+            if render.incomplete and not action.incomplete:
+                continue
+            if not all(frame.name in known and frame.size == known[frame.name].frame.size for frame in (*self.run.frames, *self.run.duplicates)):
+                continue
+            if all(self._digest(frame.name) == known[frame.name].digest for frame in self.run.frames):
+                assert self.records is not None
+                here = {frame.name: frame for frame in (*self.run.frames, *self.run.duplicates)}
+                moved = tuple(replace(covered, frame=here.get(name, covered.frame)) for name, covered in known.items())
+                self.records.ledger.remember_facts(self.run.key, render.generation, moved)
+                self._refund()
+                return self._result(Phase.RENDERED, "these very frames have been rendered")
+        return None
+
+    def _digest(self, name: str) -> str:
+        if name not in self._digests:
+            frame = next(frame for frame in self.run.frames if frame.name == name)
+            try:
+                self._digests[name] = frames.digest(self.run.key.folder, frame)
+            except frames.FrameError:
+                return ""
+        return self._digests[name]
+
+    def _earlier(self, whole: str) -> Mapping[Path, metadata.Identity]:
+        """Animations of this generation in the output folders, by what they say of themselves: for a daemon that has lost its receipts."""
+        found = {}
+        for folder in dict.fromkeys(self.resolved.output_dirs):
+            for path, mark in store.files_with_marks(folder):
+                said = self._said(path, mark)
+                if said is not None and (said.run, said.generation) == (self.run.run_id, whole):
+                    found[path] = said
+        return found
+
+    def _said(self, path: Path, mark: tuple[int, int]) -> metadata.Identity | None:
+        assert self.records is not None
+        key = (str(path), *mark)
+        if key not in self.records.said:
+            self.records.said[key] = metadata.read_identity(tags.read(path, ffmpeg=self.ffmpeg))
+        return self.records.said[key]
+
+    # --- what follows a render ---
+
+    def _current(self) -> tuple[Receipt, Render]:
+        receipt = self.receipt
+        assert receipt is not None
+        return receipt, covering(self.run, receipt) or receipt.renders[-1]
+
+    def supersede(self) -> Mapping[str, str]:
+        """Take incomplete animations to the trash whose frames the newer one contains, and give it their plain name.
+
+        Returns the paths of the newer one's files, by those that they had.
+        """
+        assert self.records is not None
+        receipt, newer = self._current()
+        published = newer.outputs
+        ledger, key = self.records.ledger, self.run.key
+        for old in outdated(receipt, newer):
+            grace = float(self.resolved.policy.cleanup.grace)
+            retired = trash.retire(old, self.resolved.watched, reason="a newer animation contains its frames", grace=grace, now=time.time())
+            outputs = tuple(replace(output, path=store.take_plain_name(output.path, old.path)) for output in newer.outputs)
+            if outputs != newer.outputs:
+                ledger.update_render(key, newer.generation, at=newer.at, outputs=outputs)
+                newer = replace(newer, outputs=outputs)
+            for render in receipt.renders:
+                if old in render.outputs:
+                    marked = tuple(replace(output, superseded=True) if output == old else output for output in render.outputs)
+                    ledger.update_render(key, render.generation, at=render.at, outputs=marked)
+            what = "went to the trash" if retired else "stays, for it is no longer what stepwatch made"
+            self.observer.say(self.run.name, f"the incomplete {printable(Path(old.path).name)} {what}")
+            receipt, _ = self._current()
+        return {before.path: now.path for before, now in zip(published, newer.outputs, strict=True)}
+
+    def clear(self, *, asked: bool) -> RunResult:
+        """Move what the latest render covers to the trash, by policy; then the sidecar and the empty folder."""
+        assert self.records is not None
+        receipt, render = self._current()
+        ledger, key = self.records.ledger, self.run.key
+        cleanup = self.resolved.policy.cleanup if asked else stricter_cleanup(render.cleanup, self.resolved.policy.cleanup)
+        folder, watched = Path(key.folder), self.resolved.watched
+        reason = BY_HAND if asked else COVERED
+        cleared = trash.clear(render, receipt, folder, watched, cleanup=cleanup, now=time.time(), stop=self.stop, reason=reason)
+        # What `delete` has removed already, before somebody was killed over it, counts as well.
+        count = max(render.cleared, cleared.moved)
+        note = cleared.note if cleared.finished else None
+        phase = Phase.CLEARED if count else Phase.RENDERED
+        ledger.update_render(key, render.generation, at=render.at, cleared=count, clear_note=note, phase=phase if cleared.finished else None)
+        if not cleared.finished:
+            raise Interrupted("stopped by the user")
+        place = cleared.place or trash.begun(watched, render.generation, folder)
+        finished = trash.finish(watched, place) if place is not None else None
+        if finished and finished.note:
+            self.observer.say(self.run.name, finished.note, level="warning")
+        self.observer.say(self.run.name, cleared.note, level="info" if cleared.moved else "warning")
+        return self._result(phase, cleared.note, cleared=count)
+
+    def _result(self, phase: Phase, reason: str, *, cleared: int = 0) -> RunResult:
+        run = self.run
+        return RunResult(run=run.run_id, name=run.name, folder=run.key.folder, phase=phase, reason=reason, found=len(run.frames), cleared=cleared)
+
+
+def _jitter() -> float:
+    return random.random()  # noqa: S311  # spreads retries, hides nothing
+
+
+def _instant() -> Now:
+    return Now(awake=0.0, wall=time.time())
+
+
+def _bare(run: Run) -> Action:
+    return Action(do=Do.RENDER, phase=Phase.RECORDING, reason="asked for by hand", incomplete=not run.complete)

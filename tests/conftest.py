@@ -6,14 +6,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image, ImageDraw, PngImagePlugin
 
+from stepwatch import status as sockets
 from stepwatch.encoder import find_ffmpeg
 
 # A busy machine, and Hypothesis's own first tables of Unicode in a fresh clone, take seconds that say nothing about the code.
@@ -116,6 +121,135 @@ def make_run(tmp_path: Path) -> MakeRun:
     return make
 
 
+QUICK_POLICY: Mapping[str, object] = {
+    "timeline": {"duration": "800ms", "fps": 10, "hold_last": "0s", "interpolation": "none"},
+    "outputs": [{"codec": "h264", "name": "{run}", "quality": "small"}],
+}
+"""An animation that costs next to nothing, under the name of its run."""
+
+
+class Daemon:
+    """A real ``stepwatch watch`` in a process of its own, with a service file, receipts and a socket of its own."""
+
+    def __init__(self, home: Path, watched: Path) -> None:
+        self.home = home
+        self.watched = watched
+        self.log_file = home / "daemon.log"
+        self.service_file = home / "service.yaml"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.program: tuple[str, ...] = ("-m", "stepwatch")
+        """What Python runs; a test may put a script of its own before the real thing."""
+        home.mkdir(parents=True, exist_ok=True)
+        watched.mkdir(parents=True, exist_ok=True)
+        self.environment = os.environ | {
+            "XDG_STATE_HOME": str(home),
+            "XDG_RUNTIME_DIR": str(home),
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.configure()
+
+    @property
+    def state(self) -> Path:
+        return self.home / "stepwatch"
+
+    @property
+    def out(self) -> Path:
+        """Where the animations go."""
+        return self.watched / "animation"
+
+    def configure(self, policy: Mapping[str, object] = {}, *, watch: Iterable[Path] | None = None, **daemon: object) -> None:  # never changed
+        """Write the service file: the quick policy with *policy* over it, and *daemon* settings."""
+        entries = [{"path": str(path)} for path in watch or (self.watched,)]
+        chosen = {"min_free_space": 0, "workers": 1, **daemon}
+        content = {"version": 1, "watch": entries, "policy": {**QUICK_POLICY, **policy}, "daemon": chosen}
+        self.service_file.write_text(json.dumps(content), encoding="utf-8")
+        self.service_file.chmod(0o600)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, *self.program, "-c", str(self.service_file), *arguments]
+
+    def run(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run another stepwatch command with the same receipts and socket."""
+        return subprocess.run(self.command(*arguments), env=self.environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+    def start(self, *arguments: str, prefix: Iterable[str] = (), wait: bool = True) -> Daemon:
+        """Start the daemon (``watch`` unless *arguments* say more), behind *prefix* such as strace; waits until it watches."""
+        with self.log_file.open("ab") as log:
+            before = log.tell()
+            self.process = subprocess.Popen(
+                [*prefix, *self.command("watch", *arguments)], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        if wait:
+            self.wait_until(lambda: "watching " in self.log[before:] or self.process is None or self.process.poll() is not None)
+        return self
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(encoding="utf-8", errors="replace") if self.log_file.exists() else ""
+
+    def wait_until(self, holds: Callable[[], object], *, timeout: float = 30) -> None:
+        """Wait until something holds; the daemon's log is in the failure."""
+        end = time.monotonic() + timeout
+        while not holds():
+            if time.monotonic() > end:
+                raise AssertionError(f"it did not come true within {timeout} s; the log says:\n{self.log[-6000:]}")
+            time.sleep(0.02)
+
+    def status(self) -> dict[str, Any]:
+        """What the daemon says of itself, through its socket."""
+        answer = sockets.ask(self.state / "status.sock", "status")
+        return answer or {}
+
+    def wait_at_rest(self, *, timeout: float = 40) -> None:
+        """Wait until nothing is recording, waiting or rendering."""
+
+        def at_rest() -> bool:
+            said = self.status()
+            busy = {"recording", "complete", "stalled", "interrupted", "failed", "rendering", "render-failed"}
+            return bool(said) and not said["rendering"] and not said["waiting"] and not any(run["phase"] in busy for run in said["runs"])
+
+        self.wait_until(at_rest, timeout=timeout)
+
+    def once(self, *, prefix: Iterable[str] = (), timeout: float = 60) -> int:
+        """Run ``watch --once`` to its end, and return its exit code."""
+        with self.log_file.open("ab") as log:
+            done = subprocess.run(
+                [*prefix, *self.command("watch", "--once")],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                timeout=timeout,
+                check=False,
+            )
+        return done.returncode
+
+    def end(self, number: int = signal.SIGTERM, *, timeout: float = 20) -> int:
+        """Send a signal, and return the exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+    def animations(self) -> list[str]:
+        """Names of what has been published."""
+        return sorted(path.name for path in self.out.iterdir() if not path.name.startswith(".")) if self.out.is_dir() else []
+
+    def leftovers(self) -> list[Path]:
+        """Temporary files of ours anywhere below the watched folder."""
+        return [path for path in self.watched.rglob(".*") if ".tmp" in path.name]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon that is not started yet, for ``tmp_path/watched``; it does not outlive its test."""
+    one = Daemon(tmp_path / "daemon", tmp_path / "watched")
+    yield one
+    if one.process is not None and one.process.poll() is None:
+        one.process.kill()
+        one.process.wait()
+
+
 @pytest.fixture(scope="session")
 def ffmpeg() -> str:
     """The ffmpeg that stepwatch would choose: STEPWATCH_FFMPEG, else the bundled one."""
@@ -150,8 +284,10 @@ def nobody_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever asks for an ffmpeg is a render test."""
+    """Whatever asks for an ffmpeg is a render test, and whatever asks for a daemon one of the daemon."""
     for item in items:
         names: Iterable[str] = getattr(item, "fixturenames", ())
         if "ffmpeg" in names or "each_ffmpeg" in names:
             item.add_marker("render")
+        if "daemon" in names:
+            item.add_marker("daemon")

@@ -12,9 +12,11 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,9 +25,11 @@ import click
 import jsonschema
 import pytest
 
-from stepwatch import __version__
+from stepwatch import __version__, system
 from stepwatch.cli import SEVERITY, cli, worst
-from tests.conftest import MakeRun
+from stepwatch.cli import run as run_here
+from stepwatch.core.model import RunKey
+from tests.conftest import Daemon, MakeRun
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "config").rglob("*") if path.suffix in {".yaml", ".md", ".json"})]
@@ -87,8 +91,10 @@ def test_help_lists_the_commands(stepwatch: Stepwatch) -> None:
     done = stepwatch("--help")
     assert done.code == 0
     assert done.err == ""
-    for word in ("render", "demo", "inspect", "config", "doctor", "completion", "130 interrupted"):
-        assert word in done.out
+    for word in ("render", "watch", "demo", "simulate", "status", "runs", "prune", "inspect", "config", "doctor", "completion"):
+        assert f"\n  {word} " in done.out
+    for word in ("75 busy", "130 interrupted"):
+        assert word in " ".join(done.out.split())
     assert stepwatch("-h") == done
 
 
@@ -168,8 +174,12 @@ def test_completion_knows_commands_and_options(stepwatch: Stepwatch) -> None:
         (["render"], "Missing argument"),
         (["render", "--sett", "x"], "No such option"),
         (["render", "-q", "-v", "."], "contradict"),
-        (["render", "--trash", "."], "clearing comes with the daemon's release"),
-        (["render", "--delete", "."], "clearing comes with the daemon's release"),
+        (["watch"], "there is nothing to watch"),
+        (["watch", "--json", "."], "no result to print as JSON"),
+        (["simulate", "."], "Missing option '--into'"),
+        (["simulate", ".", "--into", ".", "--cadence", "soon"], "--cadence"),
+        (["runs", "show", "nothing"], "no run is recorded as nothing"),
+        (["runs", "restore", "nothing"], "the trash holds nothing of nothing"),
         (["completion", "tcsh"], "'tcsh'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -300,19 +310,37 @@ def test_a_run_named_twice_is_rendered_once(stepwatch: Stepwatch, make_run: Make
     assert (done.code, len(done.lines)) == (0, 1)
 
 
-def test_a_clearing_policy_is_refused_until_the_user_says_keep(stepwatch: Stepwatch, make_run: MakeRun, ffmpeg: str) -> None:
-    """This release cannot clear: it says so before anything is rendered, names the line, and --keep renders."""
+@contextmanager
+def visited(run: Path) -> Iterator[None]:
+    """Be somebody who visits *run*, as the daemon does while it renders it."""
+    with system.run_lock(system.state_dir(), RunKey(folder=str(run)), wait=False, stop=threading.Event(), on_wait=lambda: None):
+        yield
+
+
+def test_a_run_that_is_being_visited_is_not_waited_for_with_no_wait(stepwatch: Stepwatch, make_run: MakeRun, tmp_path: Path, ffmpeg: str) -> None:
+    """--no-wait leaves a busy run alone, renders the others and ends with 75; JSON says the same."""
+    busy, free = make_run(tmp_path / "runs" / "busy"), make_run(tmp_path / "runs" / "free")
+    with visited(busy):
+        done = stepwatch("render", "runs", *QUICK, "--no-wait", "--json")
+    assert done.code == 75
+    assert "is being visited by another stepwatch" in done.err
+    answer = json.loads(done.out)
+    assert [one["dir"] for one in answer["runs"]] == [str(free)]
+    assert [(error["dir"], error["code"]) for error in answer["errors"]] == [(str(busy), 75)]
+
+
+def test_a_run_that_is_being_visited_is_waited_for(make_run: MakeRun, ffmpeg: str) -> None:
+    """Without it a render says that it waits, and goes on when the other has done."""
     run = make_run()
-    (run / "stepwatch.yaml").write_text("cleanup:\n  intermediates: delete\n")
-    refused = stepwatch("render", run, *QUICK)
-    assert (refused.code, refused.out) == (2, "")
-    assert "cleanup.intermediates: delete" in refused.err
-    assert "stepwatch.yaml:2" in refused.err
-    assert not (run / "animation").exists()
-    frames = {name: data for name, data in contents(run).items() if name.endswith(".png")}
-    kept = stepwatch("render", run, *QUICK, "--keep")
-    assert kept.path.exists()
-    assert frames.items() <= contents(run).items()
+    with visited(run):
+        process = subprocess.Popen(command("render", run, *QUICK), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert "somebody else is visiting it; waiting" in process.stderr.readline()
+        assert process.poll() is None
+        assert not (run / "animation").exists()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert Path(out.strip()).exists()
 
 
 def test_output_into_a_folder(stepwatch: Stepwatch, make_run: MakeRun, tmp_path: Path, ffmpeg: str) -> None:
@@ -458,7 +486,9 @@ def test_the_gravest_code_wins() -> None:
     assert worst([66, 1, 0]) == 1
     assert worst([1, 69, 66]) == 69
     assert worst([130, 78]) == 130
-    assert set(SEVERITY) == {0, 1, 2, 66, 69, 78, 130}
+    assert worst([66, 75, 0]) == 75
+    assert worst([75, 1]) == 1
+    assert set(SEVERITY) == {0, 1, 2, 66, 69, 75, 78, 130}
 
 
 # -- being stopped
@@ -692,27 +722,29 @@ def test_no_color_is_honoured(make_run: MakeRun) -> None:
 
 
 def test_demo(stepwatch: Stepwatch, tmp_path: Path, ffmpeg: str) -> None:
-    """The sample run lies beside its animation in ./stepwatch-demo/, and a second demo finds both."""
+    """A daemon watches ./stepwatch-demo/, a hook plays the sample run into it, and the path of its animation is the result.
+
+    It leaves nobody's files behind but those, and asks no receipts but its own; a second one plays another run.
+    """
     first = stepwatch("demo")
     assert first.code == 0, first.err
     folder = tmp_path / "stepwatch-demo"
     assert first.path.parent == folder / "animation"
     assert first.path.suffix == ".mp4"
-    assert len(list(folder.glob("2*/*.jpg"))) == 30
-    before = contents(tmp_path)
-    second = stepwatch("demo")
-    assert (second.code, second.out) == (0, first.out)
-    assert contents(tmp_path) == before
-
-
-def test_demo_depends_on_nothing_around_it(stepwatch: Stepwatch, tmp_path: Path, ffmpeg: str) -> None:
-    """No stepwatch.yaml above, valid or not, and no service file has a say in the demo."""
+    (run,) = folder.glob("2*")
+    assert len(list(run.glob("*.jpg"))) == 30
+    assert json.loads((run / "run.json").read_text())["state"] == "complete"
+    assert not system.state_dir().exists()
+    # No stepwatch.yaml above, valid or not, and no service file has a say in it.
     (tmp_path / "stepwatch.yaml").write_text("create: false\ncleanup: {intermediates: delete}\nno such key: 1\n")
     (tmp_path / "settings" / "stepwatch").mkdir(parents=True)
     (tmp_path / "settings" / "stepwatch" / "service.yaml").write_text(f"watch: [{tmp_path}]\npolicy: {{create: false}}\nffmpeg: /nowhere\n")
-    done = stepwatch("demo", env={"XDG_CONFIG_HOME": str(tmp_path / "settings")})
-    assert done.code == 0, done.err
-    assert done.path.parent == tmp_path / "stepwatch-demo" / "animation"
+    second = stepwatch("demo", "--json", env={"XDG_CONFIG_HOME": str(tmp_path / "settings")})
+    assert second.code == 0, second.err
+    (one,) = json.loads(second.out)["runs"]
+    assert (one["phase"], one["frames"]["found"]) == ("rendered", 30)
+    assert Path(one["outputs"][0]["path"]) == first.path.with_name(f"{first.path.stem}-1.mp4")
+    assert len(list(folder.glob("2*"))) == 2
 
 
 def test_demo_where_nothing_can_be_written(stepwatch: Stepwatch, tmp_path: Path) -> None:
@@ -876,3 +908,106 @@ def test_doctor_names_what_is_missing(stepwatch: Stepwatch, tmp_path: Path) -> N
     assert wrong.code == 78
     assert "service.yaml:1" in wrong.out
     assert "ffmpeg" in wrong.out
+
+
+def test_doctor_looks_at_what_the_daemon_stands_on(stepwatch: Stepwatch, make_run: MakeRun, tmp_path: Path, ffmpeg: str) -> None:
+    """Watch limits against the folders there, file system and durability, receipts, setpriv, a daemon and its unit; nothing is begun by looking."""
+    make_run(tmp_path / "there" / "deep" / "run")
+    (tmp_path / "service.yaml").write_text("watch: [there]\ndaemon: {min_free_space: 900TB}\n")
+    found = {one["subject"]: one for one in json.loads(stepwatch("doctor", "-c", "service.yaml", "--json").out)["findings"]}
+    assert "so events are used" in found["file system"]["sentence"] or "polled" in found["file system"]["sentence"]
+    if sys.platform == "linux":
+        assert "3 folders below the watched ones" in found["watch limits"]["sentence"]
+    assert "setpriv" in found
+    assert "daemon.min_free_space (900000 GB)" in found["watched"]["hint"]
+    assert "no receipts yet" in found["state"]["sentence"]
+    assert "none is running" in found["daemon"]["sentence"]
+    assert "not installed" in found["service"]["sentence"]
+    assert not system.state_dir().exists()
+
+
+def test_doctor_says_what_is_wrong_with_receipts_and_leaves_them(stepwatch: Stepwatch, make_run: MakeRun, tmp_path: Path, ffmpeg: str) -> None:
+    """Sound receipts are counted, damaged ones named and not touched; a place that takes none is a problem."""
+    assert stepwatch("render", make_run(), *QUICK).code == 0
+    path = system.state_dir() / "receipts.db"
+    assert f"1 run in {path}, which is in order" in stepwatch("doctor").out
+    damaged = b"no database" * 1000
+    path.write_bytes(damaged)
+    done = stepwatch("doctor")
+    assert (done.code, path.read_bytes()) == (0, damaged)
+    assert f"{path} is damaged" in done.out
+    (tmp_path / "file").write_text("x")
+    nowhere = stepwatch("doctor", env={"XDG_STATE_HOME": str(tmp_path / "file")})
+    assert nowhere.code == 1
+    assert "receipts cannot be kept" in nowhere.out
+
+
+def test_doctor_knows_a_daemon_that_runs(daemon: Daemon, ffmpeg: str) -> None:
+    """It asks the daemon's socket: its process, its folders, and what keeps it."""
+    daemon.start()
+    assert daemon.process is not None
+    said = daemon.run("doctor").stdout
+    assert f"process {daemon.process.pid} runs since" in said
+    assert "watches 1 folder" in said
+
+
+# -- inspect and the daemon
+
+
+class Inspected(Protocol):
+    def __call__(self, *arguments: str | Path) -> tuple[dict[str, str], dict[str, object]]: ...
+
+
+@pytest.fixture
+def inspected(capsys: pytest.CaptureFixture[str]) -> Inspected:
+    """What the daemon would do next, and whether frames may go, of the only run; asked in this process."""
+
+    def ask(*arguments: str | Path) -> tuple[dict[str, str], dict[str, object]]:
+        capsys.readouterr()
+        assert run_here(["inspect", "--json", *map(str, arguments)]) == 0
+        (one,) = json.loads(capsys.readouterr().out)["runs"]
+        return one["next"], one["clearing"]
+
+    return ask
+
+
+def test_inspect_says_what_the_daemon_would_do_next(
+    stepwatch: Stepwatch, inspected: Inspected, make_run: MakeRun, tmp_path: Path, ffmpeg: str
+) -> None:
+    """Action, phase and reason, by the same rules and the same receipts as the daemon; nothing is written, not even receipts."""
+    run = make_run()
+    assert inspected(run)[0] == {"action": "render", "phase": "complete", "reason": "its sidecar says complete"}
+    assert not system.state_dir().exists()
+    assert "next       the daemon renders it (complete): its sidecar says complete" in stepwatch("inspect", run).out
+    assert stepwatch("render", run, *QUICK).code == 0
+    assert inspected(run)[0] == {"action": "rest", "phase": "rendered", "reason": "rendered"}
+
+    going = make_run(tmp_path / "going", state="running", sidecar={"frames": {"name": "{index:05d}.png", "count": 6, "planned": 900}})
+    waits, _ = inspected(going)
+    assert (waits["action"], waits["phase"]) == ("wait", "recording")
+    assert waits["reason"].startswith("it counts as stalled when no frame comes for")
+    held, _ = inspected(make_run(tmp_path / "off", state="interrupted"), "--set", "detect.incomplete=hold")
+    assert (held["action"], held["phase"]) == ("rest", "held")
+    guessed, _ = inspected(make_run(tmp_path / "bare", sidecar=None))
+    assert (guessed["action"], guessed["phase"]) == ("rest", "ignored")
+    assert "does not guess" in guessed["reason"]
+
+
+def test_inspect_says_whether_frames_may_be_cleared(
+    stepwatch: Stepwatch, inspected: Inspected, make_run: MakeRun, tmp_path: Path, ffmpeg: str
+) -> None:
+    """What the policy wants is one thing, what this very run allows another; both are said."""
+    trash = ("--set", "cleanup.intermediates=trash")
+    assert inspected(make_run())[1] == {"intermediates": "keep", "allowed": False, "reason": "the policy says keep"}
+    assert inspected(make_run(), *trash)[1] == {"intermediates": "trash", "allowed": True, "reason": None}
+    holed = make_run(tmp_path / "holed", steps=[1, 2, 4, 5])
+    assert inspected(holed, *trash)[1]["reason"] == "steps are missing (3)"
+    damaged = make_run(tmp_path / "damaged")
+    (damaged / "00003.png").write_bytes(b"")
+    assert inspected(damaged, *trash)[1]["reason"] == "a frame is damaged"
+    assert "trash, but what is here stays: a frame is damaged" in stepwatch("inspect", damaged, *trash).out
+    rendered = make_run(tmp_path / "rendered")
+    assert stepwatch("render", rendered, *QUICK).code == 0
+    allowed = inspected(rendered, *trash)[1]
+    assert allowed["allowed"] is False
+    assert "rendered under a policy that keeps them" in str(allowed["reason"])

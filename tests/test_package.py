@@ -94,7 +94,7 @@ def test_the_wheel_holds_what_a_user_needs(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    for wanted in ("stepwatch/cli.py", "stepwatch/py.typed", f"stepwatch/data/sample/{sample().name}/run.json"):
+    for wanted in ("stepwatch/cli/__init__.py", "stepwatch/py.typed", f"stepwatch/data/sample/{sample().name}/run.json"):
         assert wanted in names
     assert sum(name.endswith(".jpg") for name in names) == 30
     assert any(name.startswith("stepwatch/_data/config/") for name in names)

@@ -271,20 +271,32 @@ def test_run_on_incomplete_data(render: Stepwatch, intermediate: Callable[..., P
 
 
 @pytest.mark.parametrize("asked", ["policy", "preset", "--trash", "--delete"])
-def test_delete_intermediate_files(render: Stepwatch, intermediate: Callable[..., Path], tmp_path: Path, asked: str) -> None:
-    """`cleanup.intermediates`: until clearing exists it is refused, in one sentence, with exit code 2, before anything is done."""
-    folder = intermediate()
+def test_delete_intermediate_files(render: Stepwatch, intermediate: Callable[..., Path], ffmpeg: str, asked: str) -> None:
+    """`cleanup.intermediates`: once the animation is proved, the frames that it contains go; `cleanup.skipped: clear` takes the skipped ones along.
+
+    Only where `frames.pattern` says that they are frames: what is merely guessed stays, and the reason is told.
+    """
+    folder = intermediate(8, size=(32, 24))
+    frames = sorted(path.name for path in folder.iterdir())
+    (folder / "finished.png").write_bytes((folder / frames[-1]).read_bytes())
+    words = (asked,) if asked.startswith("--") else ()
+    policy: dict[str, object] = {"timeline": {"interpolation": "none"}, "frames": {"skip_first": 5}, "detect": {"settle": "1ms"}}
     if asked == "policy":
-        (folder / "stepwatch.yaml").write_text("cleanup: {intermediates: delete}\n", encoding="utf-8")
-    elif asked == "preset":
-        preset(folder)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    done = render(folder, *QUICK, *((asked,) if asked.startswith("--") else ()))
-    assert (done.code, done.out) == (2, "")
-    sentence, *hints = done.err.splitlines()
-    assert "clearing comes with the daemon's release" in sentence
-    assert all(line.lstrip().startswith("hint:") for line in hints)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        policy["cleanup"] = {"intermediates": "delete"}
+    if asked == "preset":
+        policy["preset"] = "steps-animation"
+    (folder / "stepwatch.yaml").write_text(json.dumps(policy), encoding="utf-8")
+    guessed = render(folder, *words)
+    assert "its frames stay: only a guess says that they are frames" in guessed.err
+    assert {*frames, "finished.png"} <= {path.name for path in folder.iterdir()}
+    policy["frames"] = {"skip_first": 5, "pattern": "steps-animation"}
+    (folder / "stepwatch.yaml").write_text(json.dumps(policy), encoding="utf-8")
+    path = render(folder, *words).path
+    skipped = [] if asked == "preset" else frames[:5]
+    assert sorted(path.name for path in folder.glob("*.png")) == sorted([*skipped, "finished.png"])
+    trashed = sorted(path.name for path in folder.glob(".stepwatch/trash/*/*.png"))
+    assert trashed == (frames[5:] if asked == "--trash" else [])
+    assert path.exists()
 
 
 def test_keep_renders_what_would_be_cleared(render: Stepwatch, intermediate: Callable[..., Path], ffmpeg: str) -> None:

@@ -11,6 +11,7 @@ imported by the first file that is really there: without configuration, nobody w
 from stepwatch.config.manual import complaints_about, docs, facts, init_file, init_text, reference, schema, show, validate
 from stepwatch.config.reading import FILE_NAME, load_service, service_file
 from stepwatch.config.resolving import Resolved, resolve_for, watched_folder
+from stepwatch.config.values import parse_duration
 from stepwatch.core.policy import ServiceConfig
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "init_file",
     "init_text",
     "load_service",
+    "parse_duration",
     "reference",
     "resolve_for",
     "schema",

@@ -99,12 +99,19 @@ class RenderPlan:
 
 
 def plan_render(
-    run: Run, survey: Survey, policy: Policy, *, encoders: frozenset[str], damaged: Mapping[str, str] | None = None, longest: Fraction | None = None
+    run: Run,
+    survey: Survey,
+    policy: Policy,
+    *,
+    encoders: frozenset[str],
+    damaged: Mapping[str, str] | None = None,
+    longest: Fraction | None = None,
+    incomplete: bool | None = None,
 ) -> RenderPlan:
     """Decide what *run* becomes.
 
     *encoders* is what this ffmpeg has; *damaged* maps names of frames that an earlier pass could not decode to the reason; *longest*, seconds,
-    bounds what an untrusted ``fps_in`` may ask for.
+    bounds what an untrusted ``fps_in`` may ask for; *incomplete* marks the animation so or not, None: unless the sidecar says complete.
     Raises NoFramesError, DamagedFramesError (policy ``damaged: fail``), MissingToolError, ConfigError.
     """
     known_bad = damaged or {}
@@ -138,7 +145,7 @@ def plan_render(
         outputs=outputs,
         damaged=tuple(bad),
         skipped=tuple(facts.frame for facts in skipped),
-        incomplete=not run.complete,
+        incomplete=not run.complete if incomplete is None else incomplete,
         reason=_reason(run, outputs, len(chosen)),
         policy=policy,
     )

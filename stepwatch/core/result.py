@@ -33,6 +33,8 @@ class RunResult:
     run: str
     """Its id; ``name`` is what people read."""
     name: str
+    folder: str = ""
+    """Where its frames are."""
     phase: str
     """One of the phases of DESIGN's vocabulary: rendered, render-failed, complete (planned only), ignored ..."""
     reason: str

@@ -5,25 +5,23 @@ Whatever a command needs is imported when it runs, so that ``--help``, ``--versi
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from stepwatch import __version__
-from stepwatch.errors import ConfigError, EnvironmentFault, Interrupted, NoFramesError, StepwatchError, UsageError
-from stepwatch.report import Report, output_facts, planned_line
+from stepwatch.cli import daemon
+from stepwatch.cli.common import SEVERITY, current, everywhere, handling, require_folder, stoppable, worst
+from stepwatch.errors import BusyError, ConfigError, EnvironmentFault, Interrupted, NoFramesError, StepwatchError, UsageError
+from stepwatch.report import Report, planned_line, run_facts
 
 if TYPE_CHECKING:
     from stepwatch import visit
@@ -32,77 +30,23 @@ if TYPE_CHECKING:
     from stepwatch.core.policy import ServiceConfig
     from stepwatch.core.result import RunResult
 
-SEVERITY = (0, 66, 1, 69, 78, 2, 130)
-"""Exit codes from harmless to final: several runs, or several folders, end with the one that comes last here."""
 MOST_COUNTED = 1000
 """Images that are counted where no run was found; whoever has more has many."""
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def worst(codes: Sequence[int]) -> int:
-    """The exit code that tells most about *codes*."""
-    return max(codes, key=lambda code: SEVERITY.index(code) if code in SEVERITY else SEVERITY.index(1), default=0)
-
-
-# -- what every command takes
-
-
-@dataclass(slots=True)
-class Settings:
-    """The options that may stand before or behind the command's name."""
-
-    config: Path | None = None
-    json: bool = False
-    quiet: bool = False
-    verbose: bool = False
-
-    def report(self) -> Report:
-        if self.quiet and self.verbose:
-            raise UsageError("-q and -v contradict each other")
-        return Report(quiet=self.quiet, verbose=self.verbose)
-
-    def service(self) -> ServiceConfig:
-        from stepwatch import config
-
-        return config.load_service(self.config)
-
-
-def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    settings = context.find_root().ensure_object(Settings)
-    if value and parameter.name:
-        setattr(settings, parameter.name, Path(value) if parameter.name == "config" else value)
-
-
-def everywhere(command: Command) -> Command:
-    """Give *command* the options that all of them have."""
-    shared: Any = {"expose_value": False, "callback": _remember}
-    options = (
-        click.option("-c", "--config", metavar="FILE", help="Read this service file instead of the usual one.", **shared),
-        click.option("--json", is_flag=True, help="Print the result as one JSON object.", **shared),
-        click.option("-q", "--quiet", is_flag=True, help="Log errors only.", **shared),
-        click.option("-v", "--verbose", is_flag=True, help="Log everything, ffmpeg's command and output too.", **shared),
-        click.version_option(__version__, "--version", prog_name="stepwatch", message="%(prog)s %(version)s"),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _settings() -> Settings:
-    return click.get_current_context().find_root().ensure_object(Settings)
+__all__ = ["SEVERITY", "cli", "main", "run", "worst"]
 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    epilog="Exit codes: 0 done, 1 a render failed, 2 usage, 66 no frames there, 69 ffmpeg or an encoder is missing, 78 bad configuration, "
-    "130 interrupted. Several runs end with the gravest: 130, 2, 78, 69, 1, 66.",
+    epilog="Exit codes: 0 done, 1 a render failed, 2 usage, 66 no frames there, 69 ffmpeg or an encoder is missing, 75 busy, "
+    "78 bad configuration, 130 interrupted. Several runs end with the gravest: 130, 2, 78, 69, 1, 75, 66.",
 )
 @everywhere
 def cli() -> None:
     """Turn the step frames of diffusion runs into verified animations.
 
-    stdout carries the result, a path or JSON; stderr the log and the progress. No frame is ever changed.
+    stdout carries the result, a path or JSON; stderr the log and the progress. No frame is ever changed, and none goes away unless a policy or
+    you say so, and an animation that was proved to contain it is safe on the disk.
     """
 
 
@@ -122,10 +66,10 @@ def cli() -> None:
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Decide one key of the policy, such as timeline.duration=6s; may be repeated."
 )
 @click.option("--keep", "clearing", flag_value="keep", help="Keep the frames, whatever the policy says.")
-@click.option("--trash", "clearing", flag_value="trash", help="Not in this release: clearing comes with the daemon.")
-@click.option("--delete", "clearing", flag_value="delete", help="Not in this release: clearing comes with the daemon.")
+@click.option("--trash", "clearing", flag_value="trash", help="Move the frames that the animation contains to the trash of the watched folder.")
+@click.option("--delete", "clearing", flag_value="delete", help="Delete the frames that the animation contains.")
 @click.option("--force", is_flag=True, help="Render although the same animation is there already.")
-@click.option("--no-wait", is_flag=True, help="Never wait for another stepwatch. This release never does, with or without it.")
+@click.option("--no-wait", is_flag=True, help="End with 75 instead of waiting while the daemon visits the run.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and ffmpeg's command, and do nothing.")
 @everywhere
 def render(
@@ -134,23 +78,55 @@ def render(
     settings: tuple[str, ...],
     clearing: str | None,
     force: bool,  # noqa: FBT001  # click calls by name
-    no_wait: bool,  # noqa: ARG001, FBT001
+    no_wait: bool,  # noqa: FBT001
     dry_run: bool,  # noqa: FBT001
 ) -> int:
     """Render the runs in DIR: a run, a folder of runs, or a flat folder of several."""
     from stepwatch import visit
 
-    given = _settings()
+    given = current()
     report = given.report()
-    if clearing in ("trash", "delete"):
-        raise UsageError(f"--{clearing} does not work yet: clearing comes with the daemon's release", hint="use --keep; no frame is touched")
     service = given.service()
     found = find_runs(folders, service=service, settings=settings, elsewhere=destination is not None)
-    if clearing != "keep":
-        refuse_clearing(found)
+    if clearing is not None:
+        found = with_clearing(found, clearing)
     found, file = send_to(destination, found)
-    options = visit.Options(keep=clearing == "keep", force=force, dry_run=dry_run, destination=file, verbose=given.verbose)
-    return render_runs(found, ffmpeg=service.ffmpeg, options=options, report=report, as_json=given.json)
+    options = visit.Options(
+        force=force,
+        dry_run=dry_run,
+        destination=file,
+        elsewhere=destination is not None,
+        verbose=given.verbose,
+        wait=not no_wait,
+        asked=clearing in ("trash", "delete"),
+    )
+    records = None if dry_run else open_records(report, needed=options.asked)
+    return render_runs(found, ffmpeg=service.ffmpeg, options=options, report=report, as_json=given.json, records=records)
+
+
+def open_records(report: Report, *, needed: bool) -> visit.Records | None:
+    """The receipts; without them a render works all the same, but nothing is cleared."""
+    from stepwatch import visit
+
+    try:
+        records = visit.open_records()
+    except EnvironmentFault as error:
+        if needed:
+            raise
+        report.note(f"{error.message}; nothing is recorded, and nothing is cleared", level="warning")
+        return None
+    for note in records.ledger.notes:
+        report.note(note, level="warning")
+    return records
+
+
+def with_clearing(found: Found, word: str) -> Found:
+    """The same runs with what the command line says of their intermediates."""
+    runs = []
+    for run, resolved in found.runs:
+        cleanup = replace(resolved.policy.cleanup, intermediates=word)  # type: ignore[arg-type]
+        runs.append((run, replace(resolved, policy=replace(resolved.policy, cleanup=cleanup))))
+    return replace(found, runs=runs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,29 +195,6 @@ def nothing_found(folder: str) -> NoFramesError:
     )
 
 
-def require_folder(folder: str) -> None:
-    """Raise NoFramesError unless *folder* is a folder that can be entered."""
-    if not os.path.exists(folder):
-        raise NoFramesError(f"{folder} does not exist")
-    if not os.path.isdir(folder):
-        raise NoFramesError(f"{folder} is not a folder", hint="name the folder that holds the frames")
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise NoFramesError(f"{folder} may not be read by this user")
-
-
-def refuse_clearing(found: Found) -> None:
-    """Raise UsageError where a policy would clear frames, which this release cannot."""
-    for run, resolved in found.runs:
-        wish = resolved.policy.cleanup.intermediates
-        if wish != "keep":
-            origin = resolved.origins.get("cleanup.intermediates")
-            raise UsageError(
-                f"the policy of run {run.name} says `cleanup.intermediates: {wish}`{f' ({origin})' if origin else ''}, "
-                "and clearing comes with the daemon's release",
-                hint="use --keep to render and keep the frames",
-            )
-
-
 def send_to(destination: str | None, found: Found) -> tuple[Found, Path | None]:
     """Follow ``-o``: the runs with another output folder, or the one file that is asked for; UsageError when one file is named for several."""
     if destination is None:
@@ -262,7 +215,7 @@ def send_to(destination: str | None, found: Found) -> tuple[Found, Path | None]:
     return found, Path(destination)
 
 
-def render_runs(found: Found, *, ffmpeg: str, options: visit.Options, report: Report, as_json: bool) -> int:
+def render_runs(found: Found, *, ffmpeg: str, options: visit.Options, report: Report, as_json: bool, records: visit.Records | None = None) -> int:
     """Render one run after the other, and say what became of each; *ffmpeg* is the setting of the service file."""
     from stepwatch import encoder, visit
 
@@ -278,10 +231,15 @@ def render_runs(found: Found, *, ffmpeg: str, options: visit.Options, report: Re
             encoder.capabilities(binary)  # Once and here: a binary that does not run is one error, not one for each run.
         with stoppable(report) as stop:
             for run, resolved in found.runs:
-                result = visit.visit(run, resolved, ffmpeg=binary, options=options, observer=report, stop=stop)
+                try:
+                    result = visit.visit(run, resolved, ffmpeg=binary, options=options, observer=report, stop=stop, records=records)
+                except BusyError as error:
+                    report.error(error)
+                    failures.append(Failure(folder=run.key.folder, error=error))
+                    continue
                 begun = result.exit_code == NoFramesError.exit_code and not run.frames and run.key not in found.bare
                 codes.append(0 if begun else result.exit_code)
-                results.append(result_facts(run, result))
+                results.append(run_facts(result))
                 if not as_json:
                     print_result(result, report, planned=options.dry_run)
     except StepwatchError as error:
@@ -289,6 +247,8 @@ def render_runs(found: Found, *, ffmpeg: str, options: visit.Options, report: Re
         failures.append(Failure(folder=None, error=error))
     finally:
         report.close()
+        if records is not None:
+            records.ledger.close()
     if as_json:
         report.result_json({"schema": 1, "runs": results} | failure_facts(failures))
     return worst([*codes, *(failure.error.exit_code for failure in failures)])
@@ -315,106 +275,6 @@ def print_result(result: RunResult, report: Report, *, planned: bool) -> None:
             report.result(f"  $ {shlex.join(command)}")
 
 
-def result_facts(run: Run, result: RunResult) -> dict[str, object]:
-    """One run of ``render --json``."""
-    facts: dict[str, object] = {
-        "run": result.run,
-        "name": result.name,
-        "dir": run.key.folder,
-        "phase": result.phase,
-        "reason": result.reason,
-        "frames": {
-            "found": result.found,
-            "shown": result.shown,
-            "damaged": list(result.damaged),
-            "problems": dict(result.problems),
-            "missing": list(result.missing),
-            "unshown": list(result.unshown),
-        },
-        "outputs": [output_facts(output) for output in result.outputs],
-        "cleared": result.cleared,
-        "seconds": round(result.seconds, 3),
-        "notes": list(result.notes),
-    }
-    if result.commands:
-        facts["commands"] = [list(command) for command in result.commands]
-    return facts
-
-
-@contextlib.contextmanager
-def stoppable(report: Report) -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C (or SIGTERM, or the terminal's end) into a set event, and the second one into the end of the process."""
-    stop = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            report.restore_terminal()
-            os._exit(Interrupted.exit_code)
-        stop.set()
-        report.note("stopping; once more stops at once and leaves a hidden temporary file", level="warning")
-
-    with handling(on_signal):
-        yield stop
-
-
-@contextlib.contextmanager
-def handling(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Give everything that asks this process to end to *handler*; in another thread than the first, nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # Who was started with a signal ignored (nohup) keeps ignoring it.
-    before = {number: signal.getsignal(number) for number in wanted if signal.getsignal(number) != signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
-
-
-# -- demo
-
-
-@cli.command()
-@everywhere
-def demo() -> int:
-    """Render a real run that comes with stepwatch into ./stepwatch-demo/."""
-    from stepwatch import visit
-    from stepwatch.core.policy import ServiceConfig, WatchEntry
-
-    given = _settings()
-    report = given.report()
-    folder = Path("stepwatch-demo")
-    run_folder = unpack_sample(folder)
-    report.note(f"the sample run, 30 real frames of one picture: {run_folder}{os.sep}")
-    # Its own folder is the watched one, so that no file of this machine or further up has a say in what everybody's first animation is.
-    service = ServiceConfig(watch=(WatchEntry(path=os.path.abspath(folder)),))
-    found = find_runs([str(run_folder)], service=service, settings=())
-    options = visit.Options(keep=True, verbose=given.verbose)
-    return render_runs(found, ffmpeg=service.ffmpeg, options=options, report=report, as_json=given.json)
-
-
-def unpack_sample(folder: Path) -> Path:
-    """Copy the packaged run below *folder*, where people can look at what goes in; what is there already stays."""
-    from importlib.resources import files
-
-    (sample,) = (entry for entry in files("stepwatch").joinpath("data", "sample").iterdir() if entry.is_dir())
-    run_folder = folder / sample.name
-    try:
-        run_folder.mkdir(parents=True, exist_ok=True)
-        for entry in sorted(sample.iterdir(), key=lambda entry: entry.name):
-            place = run_folder / entry.name
-            data = entry.read_bytes()
-            if not place.is_file() or place.stat().st_size != len(data):
-                place.write_bytes(data)
-    except OSError as error:
-        raise UsageError(f"{run_folder} cannot be written: {error.strerror}", hint="run the demo in a folder of your own") from error
-    return run_folder
-
-
 # -- inspect
 
 
@@ -424,14 +284,19 @@ def unpack_sample(folder: Path) -> Path:
 @click.option("--quick", is_flag=True, help="Read headers only; a frame that is cut in its pixels then looks whole.")
 @everywhere
 def inspect(folders: tuple[str, ...], settings: tuple[str, ...], quick: bool) -> int:  # noqa: FBT001  # click calls by name
-    """Show the runs in DIR: frames, holes, damage, policy, and what would be rendered."""
+    """Show the runs in DIR: frames, holes, damage, policy, what would be rendered, and what the daemon would do next."""
     from stepwatch import inspection
 
-    given = _settings()
+    given = current()
     report = given.report()
     service = given.service()
     found = find_runs(folders, service=service, settings=settings)
-    views = [inspection.look(run, resolved, decode=not quick, ffmpeg=service.ffmpeg) for run, resolved in found.runs]
+    attempts = service.daemon.max_attempts
+    with inspection.receipts() as known:
+        views = [
+            inspection.look(run, resolved, decode=not quick, ffmpeg=service.ffmpeg, known=known, max_attempts=attempts)
+            for run, resolved in found.runs
+        ]
     for failure in found.failures:
         report.error(failure.error)
     if given.json:
@@ -458,7 +323,7 @@ def config_init(folder: str) -> int:
     """Write a stepwatch.yaml into DIR with every key, its meaning and its default."""
     from stepwatch import config
 
-    given = _settings()
+    given = current()
     path = str(config.init_file(Path(os.path.abspath(folder))))
     report = given.report()
     if given.json:
@@ -475,7 +340,7 @@ def config_validate(paths: tuple[str, ...]) -> int:
     """Check the service file, and every stepwatch.yaml that counts in PATH or lies below it (default: here)."""
     from stepwatch import config
 
-    given = _settings()
+    given = current()
     report = given.report()
     complaints = tuple(config.validate([Path(path) for path in paths or (".",)], given.config))
     if given.json:
@@ -495,7 +360,7 @@ def config_show(folder: str, settings: tuple[str, ...]) -> int:
     """Show the policy that counts in DIR, every value with the file and line that set it."""
     from stepwatch import config, store
 
-    given = _settings()
+    given = current()
     require_folder(folder)
     sidecar, wrong = store.read_sidecar(Path(folder))
     resolved = config.resolve_for(Path(folder), service=given.service(), settings=settings, overrides=sidecar.overrides if sidecar else None)
@@ -515,7 +380,7 @@ def config_schema(kind: Literal["stepwatch", "service"]) -> int:
     """Print the JSON Schema of stepwatch.yaml, or of the service file, for an editor."""
     from stepwatch import config
 
-    _settings().report().result_text(json.dumps(config.schema(kind), indent=2))
+    current().report().result_text(json.dumps(config.schema(kind), indent=2))
     return 0
 
 
@@ -525,12 +390,13 @@ def config_schema(kind: Literal["stepwatch", "service"]) -> int:
 @cli.command()
 @everywhere
 def doctor() -> int:
-    """Check ffmpeg and its encoders, the configuration and the disk."""
+    """Check ffmpeg and its encoders, the configuration, the watched folders and the disk, the receipts and the daemon."""
     from stepwatch import doctor as examination
+    from stepwatch import unit
 
-    given = _settings()
+    given = current()
     report = given.report()
-    findings = examination.examine(config_file=given.config)
+    findings = examination.examine(config_file=given.config, unit=unit.place())
     if given.json:
         report.result_json({"schema": 1, "findings": [examination.facts(finding) for finding in findings]})
     else:
@@ -554,8 +420,12 @@ def completion(shell: str) -> int:
 
     complete = get_completion_class(shell)
     assert complete is not None
-    _settings().report().result_text(complete(cli, {}, "stepwatch", "_STEPWATCH_COMPLETE").source())
+    current().report().result_text(complete(cli, {}, "stepwatch", "_STEPWATCH_COMPLETE").source())
     return 0
+
+
+for command in daemon.COMMANDS:
+    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
