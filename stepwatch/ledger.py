@@ -70,6 +70,7 @@ CREATE TABLE runs (
     UNIQUE (folder, grouped)
 );
 CREATE INDEX runs_by_run_id ON runs (run_id);
+CREATE INDEX runs_by_fingerprint ON runs (fingerprint);
 CREATE TABLE renders (
     id INTEGER PRIMARY KEY,
     run INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
@@ -268,6 +269,13 @@ class Ledger:
 
     # --- what a look has found --------------------------------------------------------------------------------------------------------
 
+    def by_fingerprint(self, fingerprint: str) -> tuple[RunKey, ...]:
+        """Return the runs that looked exactly so when they were last seen: a folder that was renamed holds the same files as before."""
+        with self._reading() as connection:
+            rows = connection.execute("SELECT folder, grouped FROM runs WHERE fingerprint = ?", (fingerprint,)).fetchall()
+            with _sense():
+                return tuple(_key(folder, group) for folder, group in rows)
+
     def see(
         self, key: RunKey, run_id: str, name: str, watched: str, phase: str, reason: str, fingerprint: str, *, at_rest: bool, wall: float
     ) -> bool:
@@ -311,10 +319,13 @@ class Ledger:
             return int(count)
 
     def refund_attempt(self, key: RunKey) -> None:
-        """Take the attempt back that is going on: the machine was at fault, not the run. Once only, and not after it has failed or succeeded."""
+        """Take the attempt back that is going on: the machine was at fault, not the run. Once only, and not after it has failed or succeeded.
+
+        Which frames it was for stays known: what lies in their output folder may come from it.
+        """
         with self._writing() as connection:
             connection.execute(
-                "UPDATE runs SET tried = CASE WHEN count > 1 THEN tried ELSE '' END, count = max(count - 1, 0), not_before = 0,"
+                "UPDATE runs SET count = max(count - 1, 0), not_before = 0,"
                 " error = error_before, error_before = '', trying = 0, at_rest = 0, updated = ?"
                 " WHERE folder = ? AND grouped = ? AND trying",
                 (self._clock(), *_columns(key)),
@@ -406,9 +417,9 @@ class Ledger:
         """Take over new inodes and times of files with the same contents, as after a restore or a copy; returns how many were news.
 
         Every render of these frames learns them. What has another digest, or was not rendered at all, is left out: it is no fact about a frame
-        that is covered.
+        that is covered. Files without a digest, which nobody could read or which double a step, cover nothing and are known by name alone.
         """
-        given = {(covered.frame.name, covered.digest): covered.frame for covered in frames if covered.digest}
+        given = {(covered.frame.name, covered.digest): covered.frame for covered in frames}
         news = 0
         with self._writing() as connection:
             for render in _renders(connection, key, generation):
@@ -519,6 +530,8 @@ class Ledger:
     def _fault(self, error: sqlite3.Error, what: str) -> Exception:
         if _damage(error):
             return self._lost(str(error))
+        if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
+            return ReceiptsLost("the receipts were opened anew meanwhile", hint=_HINT)
         return _cannot(what, self.path, _told(error, self.path)) if _code(error) in _MACHINE else error
 
     def _lost(self, why: str) -> ReceiptsLost:

@@ -25,7 +25,7 @@ from stepwatch.core.codecs import CODECS
 from stepwatch.core.model import Covered, Outcome, Published, Render, Role, Run
 from stepwatch.core.naming import printable
 from stepwatch.core.plan import OutputPlan, RenderPlan, generation, plan_digest, plan_render, plural
-from stepwatch.core.policy import Policy
+from stepwatch.core.policy import CleanupPolicy, Policy
 from stepwatch.core.result import OutputResult, RunResult
 from stepwatch.encoder import capabilities
 from stepwatch.errors import (
@@ -206,7 +206,9 @@ class Rendering:
 
     def _recordable(self, plan: RenderPlan, drafts: Sequence[Draft], outputs: Sequence[OutputResult], whole: str) -> Render:
         published = [_as_published(output, plan=draft.digest) for draft, output in zip(drafts, outputs, strict=True)]
-        return self._render_of(plan, published, whole, incomplete=plan.incomplete, shown=Role.SHOWN)
+        render = self._render_of(plan, published, whole, incomplete=plan.incomplete, shown=Role.SHOWN)
+        # What was published before the receipts were lost was published under a policy that nobody knows any more.
+        return replace(render, cleanup=CleanupPolicy()) if self.earlier is not None and all(draft.again for draft in drafts) else render
 
     def _render_of(self, plan: RenderPlan, published: Sequence[Published], whole: str, *, incomplete: bool, shown: Role) -> Render:
         roles = {frame.name: Role.SKIPPED for frame in plan.skipped}
@@ -221,7 +223,8 @@ class Rendering:
             outputs=tuple(published),
             incomplete=incomplete,
             at=time.time(),
-            cleanup=self.policy.cleanup,
+            # Runs that are appended to are never cleared, whatever becomes of that wish.
+            cleanup=CleanupPolicy() if self.policy.frames.append else self.policy.cleanup,
             missing=self.run.missing,
             guessed=self.run.guessed,
         )
@@ -239,7 +242,8 @@ class Rendering:
         if all(marked) and not self.incomplete:
             return None
         published = [_published_at(path, codec="", plan=identity.plan, pictures=0, duration="0", sha256="") for path, identity in found.items()]
-        self.render = self._render_of(plan, published, whole, incomplete=all(marked), shown=Role.UNSHOWN)
+        render = self._render_of(plan, published, whole, incomplete=all(marked), shown=Role.UNSHOWN)
+        self.render = replace(render, cleanup=CleanupPolicy())
         names = ", ".join(printable(path.name) for path in found)
         self.observer.say(self.run.name, f"was rendered before, by another policy: {names}")
         return self._result("rendered", f"it was rendered before, by another policy: {names}", ())
@@ -479,14 +483,13 @@ class Rendering:
         if draft.error is not None or draft.published is None:
             return replace(self._planned(draft, path=None), error=draft.error.message if draft.error else "not rendered")
         path = draft.published
-        with path.open("rb") as file:
-            total = hashlib.file_digest(file, "sha256")
-        return replace(
-            self._planned(draft, path=str(path)),
-            bytes=path.stat().st_size,
-            sha256=total.hexdigest(),
-            exists=draft.again,
-        )
+        try:
+            with path.open("rb") as file:
+                total = hashlib.file_digest(file, "sha256")
+            size = path.stat().st_size
+        except OSError as error:
+            raise EnvironmentFault(f"{printable(str(path))} was published and cannot be read back: {error.strerror}") from error
+        return replace(self._planned(draft, path=str(path)), bytes=size, sha256=total.hexdigest(), exists=draft.again)
 
 
 def _as_published(output: OutputResult, *, plan: str) -> Published:
@@ -497,7 +500,10 @@ def _as_published(output: OutputResult, *, plan: str) -> Published:
 
 
 def _published_at(path: Path, *, codec: str, plan: str, pictures: int, duration: str, sha256: str) -> Published:
-    facts = path.stat()
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise EnvironmentFault(f"{printable(str(path))} was published and is no longer there: {error.strerror}") from error
     return Published(
         path=str(path),
         codec=codec,

@@ -8,6 +8,7 @@ when it has been as it is, so a restart is an ordinary look.
 from __future__ import annotations
 
 import contextlib
+import functools
 import heapq
 import itertools
 import logging
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from stepwatch import __version__, config, encoder, store, system, trash, visit
 from stepwatch.core.lifecycle import Action, Do, Now, Phase, fingerprint, next_action
@@ -73,6 +74,7 @@ GIVE_UP = 4
 """With ``once``: pauses of a folder after which what is left there is left."""
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class Observer(Protocol):
@@ -154,6 +156,8 @@ class _Folder:
     next_housekeeping: float = 0.0
     keeping_house: bool = False
     output_dirs: set[Path] = field(default_factory=set)
+    not_before: float = 0.0
+    """Seconds awake; after a fault of its watch it is left alone for a while."""
     clock: float | None = None
     """What time it was on its file system at ``clock_read``."""
     clock_read: float = -math.inf
@@ -199,7 +203,8 @@ class Service:
         """The last valid policy of each folder that a run was found in: what counts while a file is wrong."""
         self._resolved: dict[Path, config.Resolved] = {}
         """The policies of folders, for one turn of the loop."""
-        self._begun: dict[Writer, float] = {}
+        self._begun: dict[Writer, tuple[float, str | None]] = {}
+        """When each writer began its latest run, and of which group that is."""
         self._policy_marks: dict[Path, tuple[int, ...]] = {}
         self._seen_once = False
         self._told: set[str] = set()
@@ -214,12 +219,19 @@ class Service:
         os.set_blocking(self._wake_reader, False)
         self._hinted = True
         self._failed: set[RunKey] = set()
+        self._gave_up = False
+        self._cut_short: deque[tuple[_Folder, Manifest]] = deque()
+        """Clearings that were begun and never finished."""
         self._rendered = 0
         self._started = time.time()
         self._next_config = 0.0
         self._config_mark: object = None
         self._notified = 0.0
         self._saved: dict[RunKey, Seen] = {}
+        self._later: list[tuple[float, int, _Folder, Path]] = []
+        """Where a look failed, with when it is tried again."""
+        self._troubles: dict[tuple[Path, Path | None], int] = {}
+        """How often in a row."""
         self._pending: dict[tuple[_Folder, Path], None] = {}
         """Where something has changed and nobody has looked yet, in that order."""
         self._global_pause = 0.0
@@ -241,7 +253,6 @@ class Service:
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(self._signals())
-                stack.enter_context(_passed_on(self._observer))
                 stack.callback(self._close_folders)
                 self._open_folders(self._service.watch, must=True)
                 sockets = stack.enter_context(StatusSocket(self._socket_path()))
@@ -250,13 +261,13 @@ class Service:
                 self._loop(sockets)
         finally:
             system.notify("STOPPING=1")
-            self._save()
+            self._save(at_last=True)
             self._records.ledger.close()
             os.close(self._wake_reader)
             os.close(self._wake_writer)
         if self._ending == "SIGINT":
             return Interrupted.exit_code
-        return 1 if self._once and self._failed else 0
+        return 1 if self._once and (self._failed or self._gave_up) else 0
 
     def _socket_path(self) -> Path:
         # One that nobody is meant to ask keeps out of the way of the one that people do ask.
@@ -293,13 +304,11 @@ class Service:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        handlers: dict[str, Callable[[int, FrameType | None], None] | int] = {
+        handlers: dict[str, Callable[[int, FrameType | None], None]] = {
             "SIGTERM": self._on_end,
             "SIGINT": self._on_end,
             "SIGHUP": self._on_reload,
         }
-        # The break of a lease (`system.open_for_writing`) announces itself by this one, whose default is to end the process.
-        handlers["SIGIO"] = signal.SIG_IGN
         before = {}
         for name, handler in handlers.items():
             number = getattr(signal, name, None)
@@ -367,14 +376,14 @@ class Service:
 
     def _until_next(self, now: Now) -> float:
         """Seconds until something is due by itself."""
-        dues = [self._timers[0][0]] if self._timers else []
+        dues = [heap[0][0] for heap in (self._timers, self._later) if heap]
         dues += [self._next_config, self._notified + PING, self._global_pause]
         for folder in self._folders:
             dues += [folder.next_housekeeping, folder.paused_until]
         if self._deadline is not None:
             dues.append(self._deadline)
         waits = [due - now.awake for due in dues if due > now.awake]
-        waits += [max(0.0, folder.watcher.due(now.awake) - now.awake) for folder in self._folders if folder.watcher]
+        waits += [max(0.0, folder.watcher.due(now.awake) - now.awake, folder.not_before - now.awake) for folder in self._folders if folder.watcher]
         return min([*waits, LONGEST_TURN])
 
     def _is_over(self, now: Now) -> bool:
@@ -392,8 +401,15 @@ class Service:
         return self._once and self._all_at_rest(now)
 
     def _all_at_rest(self, now: Now) -> bool:
-        if self._futures or self._chores or self._hinted or self._pending:
+        if any(map(self._asleep, self._folders)):
+            self._gave_up = True
+            return not self._futures
+        if self._futures or self._chores or self._cut_short or self._hinted or self._pending:
             return False
+        hopeless = {at for at, count in self._troubles.items() if count >= GIVE_UP}
+        if any((folder.path, place) not in hopeless for _, _, folder, place in self._later):
+            return False
+        self._gave_up = bool(hopeless)
         for folder in self._folders:
             if folder.watcher and folder.watcher.due(now.awake) <= now.awake:
                 return False
@@ -410,16 +426,23 @@ class Service:
         hinted, self._hinted = self._hinted, False
         self._resolved = {}
         for folder in self._folders:
+            if now.awake < folder.not_before:
+                continue
             if folder.watcher is None:
-                self._watch(folder, now)
+                with self._guard(folder):
+                    self._watch(folder, now)
                 continue
             if not hinted and folder.watcher.due(now.awake) > now.awake:
                 continue
-            changes = folder.watcher.collect(now.awake)
-            self._tell_health(folder)
-            for place in changes.gone:
-                self._forget_place(folder, place)
-            self._pending.update(dict.fromkeys((folder, place) for place in sorted(changes.folders)))
+            with self._guard(folder):
+                changes = folder.watcher.collect(now.awake)
+                self._pending.update(dict.fromkeys((folder, place) for place in sorted(changes.folders)))
+                self._tell_health(folder)
+                for place in changes.gone:
+                    self._forget_place(folder, place)
+        while self._later and self._later[0][0] <= now.awake:
+            _, _, failed, where = heapq.heappop(self._later)
+            self._pending[failed, where] = None
 
     def _look_at_pending(self) -> None:
         """Look where something has changed, for a while: a tree of ten thousand folders must not keep signals and questions waiting."""
@@ -430,8 +453,36 @@ class Service:
             if not self._asleep(folder):
                 self._look(folder, place)
 
+    @contextlib.contextmanager
+    def _guard(self, folder: _Folder, place: Path | None = None) -> Iterator[None]:
+        """Do one piece of the loop's work: what goes wrong in it costs that piece a while, and never the daemon."""
+        at = (folder.path, place)
+        try:
+            yield
+        except ReceiptsLost as error:
+            self._ledger_fault(error, self.clock.now())
+        except StepwatchError as error:
+            self._tell_once(error.message, level="error")
+        except Exception as error:  # noqa: BLE001  # a mistake of ours
+            where = printable(str(place or folder.path))
+            _log.debug("%s", where, exc_info=True)
+            self._tell_once(f"{where}: stepwatch made a mistake: {type(error).__name__}: {printable(str(error))}; please report it", level="error")
+        else:
+            self._troubles.pop(at, None)
+            return
+        self._troubles[at] = self._troubles.get(at, 0) + 1
+        again = self.clock.now().awake + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._troubles[at] - 1, 10))
+        if place is None:
+            folder.not_before = again
+        else:
+            heapq.heappush(self._later, (again, next(self._order), folder, place))
+
     def _look(self, folder: _Folder, place: Path) -> None:
         """Read the runs of one folder, and decide about each."""
+        with self._guard(folder, place):
+            self._look_at(folder, place)
+
+    def _look_at(self, folder: _Folder, place: Path) -> None:
         now = self.clock.now()
         self._policy_seen(folder, place)
         try:
@@ -443,11 +494,6 @@ class Service:
             found = visit.runs_at(place, resolve)
         except ConfigError as error:
             self._complain(error)
-            return
-        except EnvironmentFault as error:
-            self._tell_once(error.message, level="error")
-            if folder.watcher:
-                folder.watcher.look_again(place)
             return
         seen = set()
         for run, resolved in found:
@@ -480,11 +526,7 @@ class Service:
             # Whoever visits it looks for himself, and it is looked at again afterwards.
             return
         sighting = self._sighted(folder, run, mark, known, now)
-        try:
-            receipt = visit.receipt_of(run, self._records)
-        except EnvironmentFault as error:
-            self._ledger_fault(error, now)
-            return
+        receipt = visit.receipt_of(run, self._records)
         succeeded = self._succeeded(run)
         sight = visit.see(run, resolved, receipt, sighting, succeeded=succeeded, max_attempts=self._service.daemon.max_attempts)
         action = next_action(sight, resolved.policy, now)
@@ -515,6 +557,8 @@ class Service:
             assert action.at is not None
             self._set_timer(known, action.at)
         elif action.do is Do.REST:
+            if settled and tell and "its frames stay" in action.reason:
+                self._observer.say(known.name, action.reason, level="warning")
             if settled:
                 self._at_rest[known.key] = mark
                 if not known.visiting:
@@ -554,22 +598,24 @@ class Service:
         return visit.Sighting(fingerprint=mark, since=now.awake, age=age)
 
     def _succeeded(self, run: Run) -> bool:
-        """Whether the writer of *run* has begun another one after its last frame."""
-        newest = max((frame.mtime_ns for frame in run.frames), default=0) / 1e9
-        return bool(newest) and self._begun.get(_writer_of(run) or Writer(), 0.0) > newest
+        """Whether the writer of *run* has begun another one after it; batches and passes of one job, which share a group, go on side by side."""
+        writer, own = _writer_of(run), _began(run)
+        if writer is None or own is None or run.sidecar is None:
+            return False
+        latest = self._begun.get(writer)
+        return latest is not None and latest[0] > own and (latest[1] is None or latest[1] != run.sidecar.group_id)
 
     def _note_writer(self, run: Run, now: Now) -> None:
-        """Remember when a writer began its latest run, and have its earlier ones looked at."""
-        writer = _writer_of(run)
-        if writer is None or run.sidecar is None or run.sidecar.created is None:
+        """Remember when a writer, by its own clock, began its latest run, and have its earlier ones looked at."""
+        writer, began = _writer_of(run), _began(run)
+        if writer is None or began is None or run.sidecar is None:
             return
-        with contextlib.suppress(ValueError):
-            begun = datetime.fromisoformat(run.sidecar.created).timestamp()
-            if begun > self._begun.get(writer, 0.0):
-                self._begun[writer] = begun
-                for known in self._runs.values():
-                    if known.writer == writer and known.key != run.key and known.action.do is Do.WAIT:
-                        self._set_timer(known, now.awake)
+        latest = self._begun.get(writer)
+        if latest is None or began > latest[0]:
+            self._begun[writer] = (began, run.sidecar.group_id)
+            for known in self._runs.values():
+                if known.writer == writer and known.key != run.key and known.action.do is Do.WAIT:
+                    self._set_timer(known, now.awake)
 
     def _remember(self, known: _Known) -> None:
         self._runs[known.key] = known
@@ -592,6 +638,9 @@ class Service:
             # One that has become another's is not gone.
             if self._runs[key].folder is folder:
                 self._drop(key)
+                if key.folder != str(place) and os.path.isdir(key.folder):
+                    # Only one of the parts of an appended run has gone; any other leads to it as well.
+                    self._pending.update(dict.fromkeys((folder, part) for part in store.folders_in(Path(key.folder))))
 
     # --- policies -------------------------------------------------------------------------------------------------------------------
 
@@ -599,12 +648,13 @@ class Service:
         resolve = visit.resolver(service=self._service, watched=folder.path)
 
         def with_memory(place: Path, overrides: Mapping[str, object] | None) -> config.Resolved:
+            asked = place
             if overrides is None:
-                found = self._resolved.get(place)
-                if found is None and place != folder.path and place.is_relative_to(folder.path) and not (place / config.FILE_NAME).exists():
-                    # What no file of its own says otherwise is as it is above: ten thousand folders need not read the same files each.
-                    found = self._resolved[place] = with_memory(place.parent, None)
-                if found is not None:
+                # What no file of its own says otherwise is as it is above: ten thousand folders need not read the same files each.
+                while place not in self._resolved and place != folder.path and not os.path.lexists(place / config.FILE_NAME):
+                    place = place.parent if place.is_relative_to(folder.path) else folder.path
+                if place in self._resolved:
+                    found = self._resolved[asked] = self._resolved[place]
                     return found
             try:
                 resolved = resolve(place, overrides)
@@ -622,7 +672,7 @@ class Service:
             if overrides is None:
                 if len(self._policies) >= MOST_POLICIES:
                     self._policies.clear()
-                self._policies[place] = self._resolved[place] = resolved
+                self._policies[place] = self._resolved[place] = self._resolved[asked] = resolved
             return resolved
 
         return with_memory
@@ -735,6 +785,10 @@ class Service:
         """Whether what lies in *place* is none of this watched folder's runs: outputs go there, or it is watched by itself."""
         if any(place == other.path for other in self._folders):
             return True
+        other = system.held_by_other(place)
+        if other is not None:
+            self._tell_once(f"{printable(str(place))} is left to {other}", level="warning")
+            return True
         try:
             return place in self._resolver(folder)(place.parent, None).output_dirs
         except ConfigError:
@@ -817,9 +871,26 @@ class Service:
                 continue
             skipped = 0
             known.queued, known.visiting, known.sign_of_life = False, True, now.awake
-            future = self._executor.submit(self._visit, known)
+            future = self._send(functools.partial(self._visit, known))
+            if future is None:
+                known.queued, known.visiting = True, False
+                folder.queue.appendleft(known)
+                return
             self._futures[future] = known
             future.add_done_callback(lambda _: self.wake())
+
+    def _send(self, work: Callable[[], _T]) -> Future[_T | None] | None:
+        """Have a worker do something; None while no thread is to be had, for the machine has limits."""
+        assert self._executor is not None
+        called_off = threading.Event()
+        try:
+            return self._executor.submit(lambda: None if called_off.is_set() else work())
+        except RuntimeError as error:
+            # It waits in the pool all the same, for whatever thread comes next.
+            called_off.set()
+            self._global_pause = self.clock.now().awake + FIRST_PAUSE
+            self._tell_once(f"no work can be begun: {error}", level="error")
+            return None
 
     def _next_in(self, folder: _Folder, now: Now) -> _Known | None:
         if now.awake < folder.paused_until or self._asleep(folder):
@@ -865,7 +936,7 @@ class Service:
         resolve = self._resolver(known.folder)
         found = next(((run, resolved) for run, resolved in visit.runs_at(known.place, resolve) if run.key == key), None)
         if found is None and known.action.do is Do.CLEAR:
-            return Run(key=key, name=known.name, frames=()), resolve(known.folder.path, None)
+            return Run(key=key, name=known.name, frames=()), resolve(known.place, None)
         return found
 
     def _reap(self) -> None:
@@ -900,9 +971,11 @@ class Service:
         """Receipts that had to begin anew know all runs again once none is left to be looked for among the outputs."""
         assert self._records is not None
         waiting = any(known.queued or known.action.do is Do.WAIT for known in self._runs.values())
-        if self._records.ledger.rebuilt and not self._futures and not waiting:
-            with contextlib.suppress(EnvironmentFault):
+        try:
+            if not self._futures and not waiting and self._records.ledger.rebuilt:
                 self._records.ledger.reconciled()
+        except EnvironmentFault as error:
+            self._ledger_fault(error, self.clock.now())
 
     def _look_again(self, known: _Known) -> None:
         if known.folder not in self._folders:
@@ -957,38 +1030,42 @@ class Service:
         self._global_pause = now.awake + FIRST_PAUSE
         self._tell_once(error.message, level="error")
         if isinstance(error, ReceiptsLost):
-            assert self._records is not None
-            with contextlib.suppress(StepwatchError):
-                self._records.ledger.close()
+            broken = self._records
+            try:
                 self._records = self._open_records()
-                for folder in self._folders:
-                    if folder.watcher:
-                        folder.watcher.look_again(None)
-        for folder in self._folders:
-            if folder.watcher:
-                for known in [known for known in self._runs.values() if known.folder is folder]:
-                    folder.watcher.look_again(known.place)
+            except StepwatchError as still:
+                self._tell_once(still.message, level="error")
+                return
+            if broken is not None:
+                broken.ledger.close()
+            for folder in self._folders:
+                if folder.watcher:
+                    folder.watcher.look_again(None)
+            self._hinted = True
 
     # --- the trash ------------------------------------------------------------------------------------------------------------------
 
     def _keep_house(self, now: Now) -> None:
         """Every now and then: conclude what a crash has left, and empty the trash by policy."""
+        while self._cut_short:
+            folder, manifest = self._cut_short.popleft()
+            if not self._asleep(folder):
+                with self._guard(folder):
+                    self._conclude_clearing(folder, manifest, now)
         for folder in self._folders:
             if self._asleep(folder) or folder.keeping_house or now.awake < folder.next_housekeeping or self._ending or self._executor is None:
                 continue
             folder.next_housekeeping = now.awake + HOUSEKEEPING
-            try:
-                for manifest in trash.unfinished(folder.path):
-                    self._conclude_clearing(folder, manifest, now)
-            except EnvironmentFault as error:
-                folder.next_housekeeping = now.awake + LONGEST_PAUSE
-                self._tell_once(error.message, level="warning")
-                continue
-            self._sweep(folder.output_dirs)
-            folder.keeping_house = True
-            future: Future[None] = self._executor.submit(self._purge, folder)
-            self._chores.add(future)
-            future.add_done_callback(lambda _: self.wake())
+            with self._guard(folder):
+                self._sweep(folder.output_dirs)
+                # Before it is sent: it may be done before we are told that it is on its way.
+                folder.keeping_house = True
+                chore = self._send(functools.partial(self._purge, folder))
+                if chore is None:
+                    folder.keeping_house, folder.next_housekeeping = False, self._global_pause
+                    return
+                self._chores.add(chore)
+                chore.add_done_callback(lambda _: self.wake())
 
     def _conclude_clearing(self, folder: _Folder, manifest: Manifest, now: Now) -> None:
         assert self._records is not None
@@ -1006,9 +1083,10 @@ class Service:
         folder.queue.appendleft(known)
 
     def _purge(self, folder: _Folder) -> None:
-        """In a worker's thread: let go what has been in the trash long enough."""
+        """In a worker's thread: find clearings that were cut short, and let go what has been in the trash long enough."""
         try:
-            for purged in visit.empty_trash(folder.path, self._resolver(folder), now=time.time()):
+            self._cut_short.extend((folder, manifest) for manifest in trash.unfinished(folder.path))
+            for purged in visit.empty_trash(folder.path, self._resolver(folder), now=time.time(), stop=self._stop):
                 kept = f"; {plural(len(purged.kept), 'file')} stay: {', '.join(purged.kept[:3])}" if purged.kept else ""
                 removed = plural(purged.removed, "file")
                 self._observer.say(purged.manifest.name, f"{removed} removed from the trash ({purged.size / 1e6:.1f} MB){kept}")
@@ -1017,15 +1095,16 @@ class Service:
 
     # --- records, words, questions --------------------------------------------------------------------------------------------------
 
-    def _save(self) -> None:
+    def _save(self, *, at_last: bool = False) -> None:
         """Write down where the runs stand, for people who ask when no daemon runs, and for the next start."""
-        if not self._saved or self._records is None:
+        if not self._saved or self._records is None or (self.clock.now().awake < self._global_pause and not at_last):
             return
         try:
             self._records.ledger.see_many(self._saved.values(), wall=time.time())
         except EnvironmentFault as error:
-            self._tell_once(error.message, level="error")
-        self._saved.clear()
+            self._ledger_fault(error, self.clock.now())
+        else:
+            self._saved.clear()
 
     def _complain(self, error: ConfigError, what_now: str = "") -> None:
         told = "\n".join(error.complaints)
@@ -1148,32 +1227,17 @@ class _Told:
         self._observer.finished(run_name)
 
 
-class _PassedOn(logging.Handler):
-    """Tells people what is logged by parts that have nobody to tell it to."""
-
-    def __init__(self, observer: Observer) -> None:
-        super().__init__(logging.WARNING)
-        self._observer = observer
-
-    def emit(self, record: logging.LogRecord) -> None:
-        # A traceback is for those who ask for details; what went wrong is said in a sentence of its own.
-        level = "debug" if record.exc_info else "error" if record.levelno >= logging.ERROR else "warning"
-        self._observer.note(self.format(record), level=level)
-
-
-@contextlib.contextmanager
-def _passed_on(observer: Observer) -> Iterator[None]:
-    handler, logger = _PassedOn(observer), logging.getLogger("stepwatch")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
 def _writer_of(run: Run) -> Writer | None:
     """Who writes a run, if its sidecar tells enough to know the same writer again."""
     return run.sidecar.writer if run.sidecar and run.sidecar.writer.pid is not None else None
+
+
+def _began(run: Run) -> float | None:
+    """When a run began, by its writer's clock."""
+    with contextlib.suppress(ValueError, OverflowError):
+        if run.sidecar and run.sidecar.created:
+            return datetime.fromisoformat(run.sidecar.created).timestamp()
+    return None
 
 
 def workers_for(daemon: DaemonConfig) -> int:

@@ -106,6 +106,15 @@ def _walk(top: Path, exclude: Callable[[Path], bool]) -> Iterator[tuple[Path, di
                 waiting.append(below)
 
 
+def folders_in(place: Path) -> list[Path]:
+    """The folders right in a folder, hidden ones left out; none when it cannot be listed."""
+    try:
+        with os.scandir(place) as listing:
+            return sorted(Path(entry.path) for entry in listing if not entry.name.startswith(".") and _is_folder(entry))
+    except OSError:
+        return []
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir(follow_symlinks=False)

@@ -373,6 +373,10 @@ class _Own:
         os.unlink(self._base + name, dir_fd=self._folder)
 
 
+_held: dict[str, FolderLock] = {}
+"""The locks of this process, by real path."""
+
+
 class FolderLock:
     """A watched folder that no other daemon watches, from `acquire` to `release` or to the end of this process, whatever ends it.
 
@@ -401,7 +405,16 @@ class FolderLock:
         locked = os.fstat(descriptor)
         if stat.S_ISDIR(locked.st_mode):
             facts = locked  # Whatever the path leads to by now.
+        for above in Path(os.path.realpath(folder)).parents:
+            other = held_by_other(above)
+            if other is not None:
+                os.close(descriptor)
+                raise BusyError(
+                    f"{printable(str(folder))} lies in {printable(str(above))}, which is watched by {other}",
+                    hint="one daemon watches a tree; list both folders under `watch` of one service file",
+                )
         lock = cls(folder, descriptor, (facts.st_dev, facts.st_ino))
+        _held[os.path.realpath(folder)] = lock
         lock._tell()
         return lock
 
@@ -429,6 +442,8 @@ class FolderLock:
                     own.remove(_HOLDER)
                 if self._made:
                     os.rmdir(self.folder / OWN_FOLDER)  # Only while nothing is in it.
+        for path in [path for path, lock in _held.items() if lock is self]:
+            del _held[path]
         os.close(self._descriptor)
         self._descriptor = None
 
@@ -480,6 +495,20 @@ def _open_lock(folder: Path) -> int | None:
     if not locked:
         os.close(descriptor)
     return descriptor if locked else None
+
+
+def held_by_other(folder: Path) -> str | None:
+    """Who else on this machine watches exactly this folder, in words for people; None when nobody does, or this process itself."""
+    if _held.get(os.path.realpath(folder)) or not os.path.lexists(folder / OWN_FOLDER / _HOLDER):
+        return None
+    try:
+        descriptor = _open_lock(folder)
+    except OSError:
+        return None
+    if descriptor is None:
+        return _holder(folder)
+    os.close(descriptor)
+    return None
 
 
 def _holder(folder: Path) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import json
 import logging
 import os
 import stat
@@ -55,6 +56,11 @@ _FILE = os.O_RDONLY | _NO_LINK | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_C
 _CAPABLE = {os.open, os.stat, os.unlink, os.rename, os.link, os.mkdir, os.rmdir} <= os.supports_dir_fd
 
 _log = logging.getLogger(__name__)
+_told_already: set[str] = set()
+"""Complaints about places of the trash that were logged: whoever lists it, and that is often, need not hear them again."""
+_MOST_TOLD = 1000
+_WORKFLOW_LIMIT = 16 << 20
+"""Bytes of a workflow that is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +270,9 @@ def finish(watched: Path, place: str) -> Finished:
             return Finished()
         if not any(_facts(folder, file.name) for file in manifest.files):
             _drop(trash, folder, place)
+            if _facts(folder, MANIFEST):
+                # Somebody else's file keeps the place; there is nothing left in it to be gone on with.
+                _write(folder, replace(manifest, finished=True))
             return Finished()
         if not _all_there(manifest.outputs):
             return Finished(note="its animation is no longer where it was published, so the trash keeps its frames until they are restored")
@@ -316,8 +325,20 @@ def _sidecar_files(source: int, run_id: str) -> tuple[Trashed, ...]:
     if not recorded or recorded.digest != hashlib.sha256(data).hexdigest():
         return ()
     workflow = sidecar.workflow_file
-    beside = _recorded_now(source, workflow) if workflow and is_plain(workflow) and workflow != SIDECAR else None
+    # A sidecar may name any file beside it; only what is a workflow goes where the run goes.
+    named = workflow and workflow.endswith(".json") and is_plain(workflow) and workflow != SIDECAR
+    beside = _recorded_now(source, workflow) if workflow and named and _is_workflow(source, workflow) else None
     return (beside, recorded) if beside else (recorded,)
+
+
+def _is_workflow(source: int, name: str) -> bool:
+    with _opened_file(source, name) as file:
+        data = file.read(_WORKFLOW_LIMIT + 1) if file else b""
+    try:
+        content = json.loads(data) if len(data) <= _WORKFLOW_LIMIT else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and any(isinstance(content.get(key), dict) for key in ("prompt", "workflow"))
 
 
 def begun(watched: Path, generation: str, source: Path) -> str | None:
@@ -326,9 +347,11 @@ def begun(watched: Path, generation: str, source: Path) -> str | None:
     return min(there, key=lambda one: one.finished).place if there else None
 
 
-def unfinished(watched: Path) -> tuple[Manifest, ...]:
-    """Clearings that were begun and not finished: `clear` goes on with one, or the receipts know it already, then `finish`."""
-    return tuple(one for one in listing(watched) if not one.finished)
+def unfinished(watched: Path, generation: str = "") -> tuple[Manifest, ...]:
+    """Clearings, of this generation or of all, that were begun and not finished: `clear` goes on with one, or the receipts know it already,
+    then `finish`.
+    """
+    return tuple(one for one in _listing(watched, generation) if not one.finished)
 
 
 def listing(watched: Path) -> tuple[Manifest, ...]:
@@ -390,14 +413,24 @@ def retire(output: Published, watched: Path, *, reason: str, grace: float, now: 
 # ---------------------------------------------------------------- the end of the grace, and the way back
 
 
-def purge(watched: Path, *, now: float, grace_for: Callable[[Manifest], float | None], dry_run: bool = False) -> tuple[Purged, ...]:
+def purge(
+    watched: Path,
+    *,
+    now: float,
+    grace_for: Callable[[Manifest], float | None],
+    dry_run: bool = False,
+    stop: threading.Event | None = None,
+) -> tuple[Purged, ...]:
     """Remove for good what has been in the trash for longer than both its manifest and ``grace_for`` ask (None: keep it).
 
-    Each file is checked once more; what has changed or is not in the manifest stays, and is reported. ``now`` is as for `clear`.
+    Each file is checked once more; what has changed or is not in the manifest stays, and is reported. ``now`` is as for `clear`. Once *stop* is
+    set, what is not removed yet stays for the next time.
     """
     done = []
     with _faults(f"empty the trash of {printable(str(watched))}"), _told(), _open_trash(watched) as trash:
         for name, folder, manifest in trash.places(""):
+            if stop is not None and stop.is_set():
+                break
             if manifest is None:
                 # A crash between making a place and writing its manifest, or between removing one and the other.
                 if not dry_run:
@@ -405,13 +438,16 @@ def purge(watched: Path, *, now: float, grace_for: Callable[[Manifest], float | 
                 continue
             grace = grace_for(manifest) if manifest.finished else None
             if grace is not None and now >= manifest.trashed_at + max(grace, manifest.grace):
-                done.append(_empty(trash, folder, manifest, dry_run=dry_run))
+                done.append(_empty(trash, folder, manifest, dry_run=dry_run, stop=stop))
     return tuple(done)
 
 
-def _empty(trash: _Trash, folder: int, manifest: Manifest, *, dry_run: bool) -> Purged:
-    removed, size, kept = 0, 0, []
+def _empty(trash: _Trash, folder: int, manifest: Manifest, *, dry_run: bool, stop: threading.Event | None = None) -> Purged:
+    removed, size = 0, 0
+    kept: list[str] = []
     for file in manifest.files:
+        if stop is not None and stop.is_set():
+            return Purged(manifest=manifest, removed=removed, size=size, kept=tuple(kept))
         if _facts(folder, file.name) is None:
             continue
         if differs := _wrong(folder, file):
@@ -460,6 +496,9 @@ def restore(watched: Path, which: Manifest | str) -> Restored:
         kept += [f"{printable(stranger)}: it is not in the manifest" for stranger in _strangers(folder, manifest)]
         if not kept:
             _drop(trash, folder, name)
+        elif not manifest.finished:
+            # It was brought back on purpose, so it is not to be gone on with.
+            _write(folder, replace(manifest, finished=True))
     return Restored(source=watched.joinpath(*parts), frames=tuple(frames), others=tuple(others), kept=tuple(kept))
 
 
@@ -524,7 +563,10 @@ class _Trash:
                     try:
                         folder, manifest = self.place(name, stack)
                     except (_Refused, DamagedManifestError, PermissionError) as error:
-                        _log.warning("%s is left alone: %s", _shown(self.watched, name), _reason(error))
+                        told = f"{_shown(self.watched, name)} is left alone: {_reason(error)}"
+                        if told not in _told_already and len(_told_already) < _MOST_TOLD:
+                            _told_already.add(told)
+                            _log.warning(told)
                         continue
                     if folder is not None:
                         yield name, folder, manifest

@@ -37,8 +37,9 @@ from stepwatch.core.lifecycle import (
     stricter_cleanup,
 )
 from stepwatch.core.manifest import Manifest
-from stepwatch.core.model import Outcome, Receipt, Render, Run, RunKey
+from stepwatch.core.model import Outcome, Receipt, Render, Role, Run, RunKey
 from stepwatch.core.naming import printable
+from stepwatch.core.policy import CleanupPolicy
 from stepwatch.core.result import RunResult
 from stepwatch.errors import (
     ConfigError,
@@ -200,12 +201,20 @@ def receipt_of(run: Run, records: Records | None) -> Receipt | None:
     if records is None:
         return None
     receipt = records.ledger.get(run.key)
-    if receipt is None and run.sidecar and run.key.group == "":
-        for other in records.ledger.by_run_id(run.run_id):
-            if not os.path.isdir(other.key.folder):
-                records.ledger.rekey(other.key, run.key)
+    if receipt is None and run.frames:
+        # By its id where a sidecar gives one; else by its very files, which are the same ones when only their folder has another name.
+        known = (one.key for one in records.ledger.by_run_id(run.run_id)) if run.sidecar else records.ledger.by_fingerprint(fingerprint(run))
+        for other in known:
+            if other.group == run.key.group and not os.path.isdir(other.folder) and _has_moved(records.ledger.get(other), run):
+                records.ledger.rekey(other, run.key)
                 return records.ledger.get(run.key)
     return receipt
+
+
+def _has_moved(receipt: Receipt | None, run: Run) -> bool:
+    """Whether one of the files that a receipt covers is here now: that its folder is gone says nothing, for the disk may be away."""
+    covered = {(one.frame.inode, one.frame.size, one.frame.mtime_ns) for render in (receipt.renders if receipt else ()) for one in render.frames}
+    return any((frame.inode, frame.size, frame.mtime_ns) in covered for frame in run.frames)
 
 
 def see(
@@ -227,7 +236,8 @@ def see(
     wanted = resolved.policy.cleanup if asked or render is None else stricter_cleanup(render.cleanup, resolved.policy.cleanup)
     begun = render is not None and bool(render.cleared or not run.frames or wanted.intermediates != "keep") and _is_cut_short(run, resolved, render)
     clearing = render is not None and (begun or (wanted.intermediates != "keep" and (asked or not render.clear_note)))
-    there = not (clearing and render) or trash.outputs_there(render)
+    superseding = bool(receipt and render and outdated(receipt, render))
+    there = render is None or not (clearing or superseding) or trash.outputs_there(render)
     return Sight(
         run=run,
         receipt=receipt,
@@ -249,7 +259,7 @@ def see(
 def _is_cut_short(run: Run, resolved: config.Resolved, render: Render) -> bool:
     """Whether a clearing of this render was begun and never finished."""
     facts = (run.key.folder, run.key.group, render.generation)
-    return any((one.source, one.group, one.generation) == facts for one in trash.unfinished(resolved.watched))
+    return any((one.source, one.group, one.generation) == facts for one in trash.unfinished(resolved.watched, render.generation))
 
 
 def _being_written(run: Run) -> bool:
@@ -387,22 +397,26 @@ def prune(run: Run, resolved: config.Resolved, *, observer: Observer, stop: thre
         return visiting.clear(asked=True)
 
 
-def empty_trash(watched: Path, resolve: Resolve, *, now: float, dry_run: bool = False) -> tuple[trash.Purged, ...]:
+def empty_trash(
+    watched: Path, resolve: Resolve, *, now: float, dry_run: bool = False, stop: threading.Event | None = None
+) -> tuple[trash.Purged, ...]:
     """Let go what has been in the trash of a watched folder for longer than the policy of its place says, then and now."""
 
     def grace_for(manifest: Manifest) -> float | None:
         if manifest.reason == BY_HAND:
             return manifest.grace
         source = Path(manifest.source)
+        # Its folder is gone, as a rule; the policy of the nearest one above that is still there says what counts in this place.
+        place = next((one for one in (source, *source.parents) if one.is_dir() and one.is_relative_to(watched)), watched)
         try:
-            cleanup = resolve(source if source.is_dir() else watched, None).policy.cleanup
+            cleanup = resolve(place, None).policy.cleanup
         except ConfigError:
             return None
         if manifest.kind == "frames" and cleanup.intermediates == "keep":
             return None
         return 0.0 if cleanup.intermediates == "delete" else float(cleanup.grace)
 
-    return trash.purge(watched, now=now, grace_for=grace_for, dry_run=dry_run)
+    return trash.purge(watched, now=now, grace_for=grace_for, dry_run=dry_run, stop=stop)
 
 
 class _Visit:
@@ -505,6 +519,12 @@ class _Visit:
 
     def render(self, action: Action, *, damaged: Mapping[str, str] | None = None, by_hand: bool = False) -> RunResult:
         """Carry out a render that the core has asked for, from the committed attempt to the committed receipt."""
+        back = self._bring_back()
+        if back is not None:
+            return back
+        before = self.receipt
+        # Frames that were tried before belong to these receipts: what is found of them was left by a crash, or by a fault of the disk.
+        lost = bool(self.records) and not by_hand and (before is None or before.attempts.fingerprint != fingerprint(self.run))
         attempt = self._begin(by_hand=by_hand)
         if not by_hand:
             known = self._known_contents(action)
@@ -519,7 +539,7 @@ class _Visit:
             stop=self.stop,
             incomplete=action.incomplete,
             digests=self._digests,
-            earlier=self._earlier if self.records and self.records.ledger.rebuilt and not by_hand else None,
+            earlier=self._earlier if lost and self.records and self.records.ledger.rebuilt else None,
         )
         rendering.damaged.update(damaged or {})
         try:
@@ -534,6 +554,20 @@ class _Visit:
             result = rendering.failed(RunError(f"stepwatch made a mistake: {type(error).__name__}: {error}", hint="-v shows where; please report it"))
         self._conclude(rendering, attempt)
         return result
+
+    def _bring_back(self) -> RunResult | None:
+        """Undo a clearing that was cut short and overtaken by new frames: what is left here would make a stump of an animation."""
+        receipt, watched = self.receipt, self.resolved.watched
+        for render in receipt.renders if receipt else ():
+            if _is_cut_short(self.run, self.resolved, render):
+                place = trash.begun(watched, render.generation, Path(self.run.key.folder))
+                restored = trash.restore(watched, place) if place is not None else None
+                if restored and restored.frames:
+                    count = len(restored.frames)
+                    sentence = f"{count} frames are back from a clearing that was cut short, for new ones have come"
+                    self.observer.say(self.run.name, sentence, level="warning")
+                    return self._result(Phase.RECORDING, sentence)
+        return None
 
     def _begin(self, *, by_hand: bool) -> int:
         if self.records is None:
@@ -600,6 +634,9 @@ class _Visit:
                 here = {frame.name: frame for frame in (*self.run.frames, *self.run.duplicates)}
                 moved = tuple(replace(covered, frame=here.get(name, covered.frame)) for name, covered in known.items())
                 self.records.ledger.remember_facts(self.run.key, render.generation, moved)
+                if covering(self.run, self.receipt) is None:
+                    # Something else about them keeps them from being known again, and would do so for ever.
+                    return None
                 self._refund()
                 return self._result(Phase.RENDERED, "these very frames have been rendered")
         return None
@@ -669,6 +706,13 @@ class _Visit:
         ledger, key = self.records.ledger, self.run.key
         cleanup = self.resolved.policy.cleanup if asked else stricter_cleanup(render.cleanup, self.resolved.policy.cleanup)
         folder, watched = Path(key.folder), self.resolved.watched
+        try:
+            self._prove_skipped(render, cleanup)
+        except frames.FrameError as error:
+            why = f"its frames stay: {error.message}"
+            ledger.update_render(key, render.generation, at=render.at, clear_note=why, phase=Phase.RENDERED)
+            self.observer.say(self.run.name, why, level="warning")
+            return self._result(Phase.RENDERED, why)
         reason = BY_HAND if asked else COVERED
         cleared = trash.clear(render, receipt, folder, watched, cleanup=cleanup, now=time.time(), stop=self.stop, reason=reason)
         # What `delete` has removed already, before somebody was killed over it, counts as well.
@@ -684,6 +728,14 @@ class _Visit:
             self.observer.say(self.run.name, finished.note, level="warning")
         self.observer.say(self.run.name, cleared.note, level="info" if cleared.moved else "warning")
         return self._result(phase, cleared.note, cleared=count)
+
+    def _prove_skipped(self, render: Render, cleanup: CleanupPolicy) -> None:
+        """Decode what was left out of the animation before it goes: a damaged frame is never cleared, and nobody has looked into these yet."""
+        here = {frame.name: frame for frame in self.run.frames}
+        for covered in clearable(render, cleanup):
+            frame = here.get(covered.frame.name)
+            if covered.role is Role.SKIPPED and frame is not None:
+                frames.decode(self.run.key.folder, frame)
 
     def _result(self, phase: Phase, reason: str, *, cleared: int = 0) -> RunResult:
         run = self.run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -233,7 +234,10 @@ class Daemon:
 
     def animations(self) -> list[str]:
         """Names of what has been published."""
-        return sorted(path.name for path in self.out.iterdir() if not path.name.startswith(".")) if self.out.is_dir() else []
+        # Its folder goes when a render that has made it fails.
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(name for name in os.listdir(self.out) if not name.startswith("."))
+        return []
 
     def leftovers(self) -> list[Path]:
         """Temporary files of ours anywhere below the watched folder."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any, Protocol
 import pytest
 
 from stepwatch import cli
+from stepwatch.errors import EnvironmentFault
+from stepwatch.ledger import Ledger
 from tests.conftest import MakeRun, write_frame
 
 
@@ -367,3 +370,142 @@ def test_the_same_frames_rendered_in_two_ways_are_two_animations(stepwatch: Step
     second = stepwatch("render", run, "--set", "timeline.interpolation=none", "--json").run["outputs"][0]["path"]
     assert sorted(path.name for path in (watched / "animation").iterdir()) == ["r1-incomplete-1.mp4", "r1-incomplete.mp4"]
     assert {first, second} == {str(path) for path in (watched / "animation").iterdir()}
+
+
+# -- what the daemon clears, and what it has no right to
+
+
+DELETE = {"cleanup": {"intermediates": "delete"}}
+
+
+def once(stepwatch: Stepwatch, *folders: Path) -> str:
+    """One pass of the daemon; what it told."""
+    done = stepwatch("watch", *folders, "--once")
+    assert done.code == 0, done.err
+    return done.err
+
+
+def receipts() -> list[Path]:
+    return sorted(Path(os.environ["XDG_STATE_HOME"], "stepwatch").glob("receipts.db*"))
+
+
+@pytest.mark.parametrize("how", ["removed", "damaged"])
+def test_lost_receipts_and_a_policy_that_was_edited_since_clear_nothing(
+    stepwatch: Stepwatch, make_run: MakeRun, watched: Path, ffmpeg: str, how: str
+) -> None:
+    """Rows 45, 65: what was published under `keep` is known again by its animation, but not under which policy, so its frames stay for good."""
+    run, other = make_run(watched / "r1"), make_run(watched / "r2", sidecar={"generation": {"seed": 7}})
+    once(stepwatch, watched)
+    for path in receipts():
+        if how == "removed":
+            path.unlink()
+        else:
+            path.write_bytes(b"nothing that could be read")
+    policy(watched, **DELETE)
+    new = make_run(watched / "r3", sidecar={"generation": {"seed": 8}})
+    for _ in range(2):
+        once(stepwatch, watched)
+        assert (frames_in(run), frames_in(other), new.exists(), trash(watched)) == (ALL, ALL, False, [])
+    assert sorted(path.name for path in (watched / "animation").iterdir()) == ["r1.mp4", "r2.mp4", "r3.mp4"]
+    assert stepwatch("prune", "--finished", run, "--json").json["cleared"][0]["cleared"] == 6
+
+
+def test_what_was_published_and_not_recorded_is_cleared_all_the_same(
+    stepwatch: Stepwatch, make_run: MakeRun, watched: Path, ffmpeg: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first session ever, too: who fails between publishing and the receipt has not lost the policy that it was published under."""
+    run = make_run(watched / "r1")
+    policy(watched, **DELETE)
+    record = Ledger.record_render
+    failures = ["no space left for the receipts"]
+
+    def recorded(ledger: Ledger, *arguments: Any, **named: Any) -> None:
+        if failures:
+            raise EnvironmentFault(failures.pop())
+        record(ledger, *arguments, **named)
+
+    monkeypatch.setattr(Ledger, "record_render", recorded)
+    monkeypatch.setattr("stepwatch.service.FIRST_PAUSE", 0.2)
+    told = once(stepwatch, watched)
+    assert "no space left for the receipts" in told
+    assert (failures, run.exists()) == ([], False)
+    assert [path.name for path in (watched / "animation").iterdir()] == ["r1.mp4"]
+
+
+def test_what_was_rendered_where_runs_are_appended_is_never_cleared(stepwatch: Stepwatch, watched: Path, ffmpeg: str) -> None:
+    """`append: true` keeps frames; that it is taken back later makes runs of the parts, and clears nothing for the animation of the whole."""
+    flat = watched / "flat"
+    parts = {name: [f"{name}_{step:05d}.png" for step in range(steps)] for name, steps in (("a", 4), ("b", 8))}
+    for number, name in enumerate(parts["a"] + parts["b"]):
+        write_frame(flat / name, step=number)
+    quick: dict[str, object] = {"detect": {"settle": "100ms"}, **DELETE}
+    policy(watched, frames={"pattern": "numbered", "append": True}, **quick)
+    once(stepwatch, watched)
+    assert frames_in(flat) == parts["a"] + parts["b"]
+    policy(watched, frames={"pattern": "numbered"}, **quick)
+    # The first part is cleared for an animation of its own; the other one is now alone in its folder, as the whole was.
+    for _ in range(2):
+        once(stepwatch, watched)
+        assert [name for name in frames_in(flat) if name in parts["b"]] == parts["b"]
+    assert "flat.mp4" in {path.name for path in (watched / "animation").iterdir()}
+
+
+@pytest.mark.parametrize("command", ["prune", "watch"])
+def test_the_trash_stays_where_the_policy_of_its_place_says_keep(
+    stepwatch: Stepwatch, make_run: MakeRun, watched: Path, ffmpeg: str, command: str
+) -> None:
+    """Row 65: the run's folder is gone with its frames, so the nearest folder above that is still there says what counts, not the watched one."""
+    brief = {"cleanup": {"intermediates": "trash", "grace": "1ms"}}
+    policy(watched, **brief)
+    private = make_run(watched / "private" / "album" / "r1").parent
+    public = make_run(watched / "public" / "r2", sidecar={"generation": {"seed": 7}})
+    assert stepwatch("render", private).code == stepwatch("render", public).code == 0
+    assert (private.exists(), public.exists()) == (True, False)
+    (watched / "private" / "stepwatch.yaml").write_text(json.dumps({"cleanup": {"intermediates": "keep"}}))
+    before = {place for place in trash(watched) if manifest(place)["name"] == "r1"}
+    if command == "prune":
+        assert stepwatch("prune").code == 0
+    else:
+        once(stepwatch, watched)
+    assert set(trash(watched)) == before
+    (watched / "private" / "stepwatch.yaml").unlink()
+    assert stepwatch("prune").code == 0
+    assert trash(watched) == []
+
+
+# -- runs that move
+
+
+@pytest.mark.parametrize("what", ["run", "folder above", "watched folder"])
+def test_a_run_without_a_sidecar_is_known_by_its_files_when_its_folder_is_renamed(
+    stepwatch: Stepwatch, make_run: MakeRun, watched: Path, ffmpeg: str, what: str
+) -> None:
+    """Row 36: nothing but a name is new, so there is nothing to render, whichever folder on the way has another one."""
+    policy(watched, frames={"pattern": "numbered"}, detect={"settle": "200ms"}, outputs=[{"codec": "h264", "quality": "small", "name": "clip"}])
+    run = make_run(watched / "deep" / "r1", sidecar=None)
+    once(stepwatch, watched)
+    source = {"run": run, "folder above": run.parent, "watched folder": watched}[what]
+    moved = source.rename(source.with_name("renamed"))
+    here = moved if what == "watched folder" else watched
+    once(stepwatch, here)
+    assert [path.name for path in (here / "animation").iterdir()] == ["clip.mp4"]
+    (listed,) = stepwatch("runs", "list", "--json").json["runs"]
+    assert listed["phase"] == "rendered"
+    assert Path(listed["dir"]).is_dir()
+
+
+def test_a_copy_does_not_take_the_receipt_of_a_run_whose_disk_is_away(stepwatch: Stepwatch, make_run: MakeRun, watched: Path, ffmpeg: str) -> None:
+    """Row 32: that a folder is not there says nothing; the copy is a run of its own, and the first one is known when its disk is back."""
+    policy(watched)
+    disk = watched / "disk"
+    run = make_run(disk / "r1")
+    once(stepwatch, watched)
+    away = disk.rename(watched.with_name("away"))
+    copy = watched / "copy"
+    shutil.copytree(away / "r1", copy)
+    once(stepwatch, watched)
+    away.rename(disk)
+    told = once(stepwatch, watched)
+    assert "published" not in told
+    listed = stepwatch("runs", "list", "--json").json["runs"]
+    assert sorted((one["dir"], one["phase"]) for one in listed) == [(str(copy), "rendered"), (str(run), "rendered")]

@@ -15,10 +15,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from stepwatch import trash
 from stepwatch.config import load_service
 from stepwatch.core import lifecycle
 from stepwatch.core.policy import ServiceConfig
@@ -284,6 +287,8 @@ def test_what_comes_out_never_goes_in(daemon: Daemon, make_run: MakeRun, place: 
     daemon.start()
     out = daemon.watched / place
     daemon.wait_until(lambda: len(list(out.glob("00007*.webp"))) == 3 and len(list(out.glob("00008*"))) == 3)
+    # Without sidecars it takes some more quiet until the frames go.
+    daemon.wait_until(lambda: not list((daemon.watched / "runs").iterdir()))
     daemon.wait_at_rest()
     before = digests(daemon.watched)
     started = time.monotonic()
@@ -830,6 +835,119 @@ def test_the_loop_remembers_no_more_than_there_are_runs(daemon: Daemon) -> None:
         daemon.wait_until(lambda: not service._timers and not service._runs)
 
 
+def begin(folder: Path, process: int, created: float, *, group: str | None = None, steps: Sequence[int] = range(1, 5), behind: float = 0) -> None:
+    """Write what a host far away has written so far: its sidecar has its clock, its frames that of a server which may be *behind*."""
+    folder.mkdir(parents=True, exist_ok=True)
+    add_frames(folder, steps)
+    for frame in folder.glob("*.png"):
+        os.utime(frame, (created - behind, created - behind))
+    facts = sidecar_for(folder, 50, names="{index:05d}.png", state="running", size=(32, 24))
+    moment = datetime.fromtimestamp(created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    writer = {"host": "far-away", "boot_id": "b", "pid": process}
+    put(folder / "run.json", json.dumps(facts | {"created": moment, "writer": writer, **({"group_id": group} if group else {})}))
+
+
+def test_a_run_is_over_when_its_writer_begins_the_next_one_and_not_by_itself(daemon: Daemon) -> None:
+    """Row 62: by the writer's clock alone, so a server that is behind makes no run succeed itself; what one job writes side by side goes on."""
+    daemon.configure({"detect": {"settle": "300ms", "stall": "60s"}})
+    now = time.time()
+    waiting = ("alone", "batch-1", "batch-2")
+
+    def goes_on(steps: Sequence[int]) -> None:
+        begin(daemon.watched / "alone", 11, now, steps=steps, behind=600)
+        begin(daemon.watched / "batch-1", 12, now, group="job", steps=steps, behind=600)
+        begin(daemon.watched / "batch-2", 12, now + 1, group="job", steps=steps, behind=600)
+
+    goes_on(range(1, 5))
+    with serving(daemon) as (service, _):
+        daemon.wait_until(lambda: all(phase_of(daemon, name) == "recording" for name in waiting))
+        seen = {known.name: known.sighting.fingerprint for known in service._runs.values()}
+        goes_on(range(5, 7))
+        daemon.wait_until(lambda: all(seen[known.name] != known.sighting.fingerprint for known in list(service._runs.values())))
+        begin(daemon.watched / "first", 13, now, group="one job")
+        begin(daemon.watched / "next", 13, now + 1, group="another")
+        begin(daemon.watched / "early", 14, now)
+        begin(daemon.watched / "late", 14, now + 1)
+        daemon.wait_until(lambda: daemon.animations() == ["early-incomplete.mp4", "first-incomplete.mp4"])
+        for name in (*waiting, "next", "late"):
+            assert facts_of(service, name)["reason"] == "it counts as stalled when no frame comes for 60 s"
+
+
+def test_a_second_file_of_a_step_that_is_touched_after_the_render_is_looked_at_once(daemon: Daemon, make_run: MakeRun) -> None:
+    """Of a duplicate nobody has a digest; its new time is learned all the same, and one pass comes to an end with the animation that there is."""
+    daemon.configure(NUMBERED)
+    run = make_run(daemon.watched / "run", sidecar=None)
+    write_frame(run / "00003.jpg", step=9)
+    assert daemon.once() == 0
+    os.utime(run / "00003.jpg", (1, 1))
+    assert daemon.once(timeout=30) == 0
+    assert daemon.animations() == ["run.mp4"]
+    assert daemon.log.count("run run: complete: ") == 2
+    before = digests(daemon.state)
+    assert daemon.once() == 0
+    assert digests(daemon.state) == before
+
+
+def test_frames_that_stay_against_the_policy_are_told_of(daemon: Daemon, make_run: MakeRun) -> None:
+    """A policy that deletes and a run with a hole in it: the log says why its frames stay, once."""
+    daemon.configure({"cleanup": {"intermediates": "delete"}, "detect": HASTY})
+    run = make_run(daemon.watched / "run", steps=[1, 2, 4, 5])
+    daemon.start()
+    published(daemon, "run.mp4")
+    (run / "notes.txt").touch()
+    daemon.wait_until(lambda: "its frames stay" in daemon.log)
+    assert daemon.end() == 0
+    assert daemon.log.count("run run: rendered; its frames stay: steps are missing (3)") == 1
+    assert len(list(run.glob("*.png"))) == 4
+
+
+def test_a_damaged_manifest_is_told_of_once(daemon: Daemon) -> None:
+    """However many runs have the trash looked at, and through whichever channel a module speaks, people read it one time."""
+    daemon.configure({"cleanup": {"intermediates": "trash", "grace": "1h"}})
+    place = daemon.watched / ".stepwatch" / "trash" / "odd"
+    place.mkdir(parents=True)
+    (place / "manifest.json").write_text("{")
+    for number in range(3):
+        record(daemon.watched / f"run-{number}", range(1, 4))
+    daemon.start()
+    published(daemon, *(f"run-{number}.mp4" for number in range(3)))
+    assert daemon.run("prune", "--dry-run").returncode == 0
+    assert daemon.end() == 0
+    assert len([line for line in daemon.log.splitlines() if "is left alone" in line]) == 1, daemon.log
+    assert (place / "manifest.json").read_text() == "{"
+
+
+def test_a_daemon_that_is_told_to_end_does_not_empty_the_trash_first(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 72: between two files it hears of it, and the rest goes the next time; nothing is cut short that way."""
+    timeline = {"duration": "800ms", "fps": 50, "hold_last": "0s", "interpolation": "none"}
+    daemon.configure({"cleanup": {"intermediates": "trash", "grace": "1ms"}, "timeline": timeline})
+    record(daemon.watched / "run", range(1, 31))
+    with serving(daemon):
+        daemon.wait_until(lambda: not (daemon.watched / "run").exists())
+        daemon.wait_at_rest()
+    (manifest,) = trash.listing(daemon.watched)
+    begun = threading.Event()
+    check = trash._wrong
+
+    def slowly(*arguments: Any) -> str:
+        begun.set()
+        time.sleep(0.2)
+        return check(*arguments)
+
+    monkeypatch.setattr(trash, "_wrong", slowly)
+    with serving(daemon) as (service, _):
+        assert begun.wait(20)
+        told = time.monotonic()
+        service.end("test")
+    assert time.monotonic() - told < 3
+    left = list((daemon.watched / ".stepwatch" / "trash" / manifest.place).glob("*.png"))
+    assert 20 < len(left) < 30
+    monkeypatch.setattr(trash, "_wrong", check)
+    with serving(daemon):
+        daemon.wait_until(lambda: trash.listing(daemon.watched) == ())
+    assert daemon.animations() == ["run.mp4"]
+
+
 # --- two that want the same -----------------------------------------------------------------------------------------------------------------
 
 
@@ -843,6 +961,52 @@ def test_a_second_daemon_on_a_folder_is_told_who_has_it(daemon: Daemon) -> None:
     assert daemon.run("watch", "--once").returncode == 75
     record(daemon.watched / "run", range(1, 5))
     published(daemon, "run.mp4")
+
+
+def test_a_folder_inside_a_watched_one_is_not_for_another_daemon(daemon: Daemon) -> None:
+    """Rows 63, 66: what lies in the tree of one daemon ends a second one with 75, which names the first; what lies beside it does not."""
+    inner = daemon.watched / "deep" / "inner"
+    inner.mkdir(parents=True)
+    daemon.start()
+    assert daemon.process is not None
+    second = daemon.run("watch", str(inner))
+    assert second.returncode == 75
+    assert f"lies in {daemon.watched}, which is watched by another stepwatch: process {daemon.process.pid} on" in second.stderr
+    assert not (inner / ".stepwatch").exists()
+    beside = daemon.watched.with_name("watched-2")
+    beside.mkdir()
+    assert daemon.run("watch", str(beside), "--once").returncode == 0
+    assert daemon.end() == 0
+    assert daemon.run("watch", str(inner), "--once").returncode == 0
+
+
+def test_a_daemon_leaves_the_folder_that_another_one_watches_to_it(daemon: Daemon, tmp_path: Path) -> None:
+    """Rows 63, 66: each run is rendered once, by the policy of the inner one; when that one has ended, the outer one has all of its tree."""
+    inner = daemon.watched / "inner"
+    other = Daemon(tmp_path / "other", inner)
+    record(inner / "a", range(1, 5))
+    record(daemon.watched / "b", range(1, 5))
+    other.configure({"outputs": [{"codec": "h264", "name": "inner-{run}", "quality": "small"}]})
+    other.start()
+    try:
+        published(other, "inner-a.mp4")
+        daemon.configure({"cleanup": {"intermediates": "delete"}}, rescan="1s")
+        daemon.start()
+        published(daemon, "b.mp4")
+        record(inner / "late", range(1, 5))
+        published(other, "inner-a.mp4", "inner-late.mp4")
+        daemon.wait_until(lambda: "is left to another stepwatch" in daemon.log)
+        assert other.process is not None
+        assert daemon.log.count(f"{inner} is left to another stepwatch: process {other.process.pid}") == 1
+        assert len(list((inner / "a").glob("*.png"))) == 4
+        assert other.end() == 0
+    finally:
+        if other.process is not None and other.process.poll() is None:
+            other.process.kill()
+            other.process.wait()
+    record(inner / "later", range(1, 5))
+    daemon.wait_until(lambda: not (inner / "later").exists())
+    assert daemon.end() == 0
 
 
 def test_a_render_by_hand_waits_for_the_run_that_is_being_visited(daemon: Daemon, gate: Gate) -> None:

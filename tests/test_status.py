@@ -244,7 +244,7 @@ def test_a_daemon_that_is_besieged_goes_on_with_its_work(daemon: Daemon, make_ru
             with contextlib.suppress(BrokenPipeError):
                 stack.enter_context(caller_of(path)).sendall(said)
         crowd = stack.enter_context(ThreadPoolExecutor(200))
-        asked = [crowd.submit(sockets.ask, path, "status") for _ in range(300)]
+        asked = [crowd.submit(sockets.ask, path, "status") for _ in range(200)]
         make_run(daemon.watched / "run")
         daemon.wait_until(lambda: daemon.animations() == ["run.mp4"])
         answers = [one.result() for one in asked]

@@ -130,7 +130,7 @@ def make_case(
     for number, name in enumerate(names):
         (folder / name).write_bytes(f"pixels of {run} {group} {number}".encode())
     if sidecar:
-        (folder / "workflow.json").write_text("{}")
+        (folder / "workflow.json").write_text('{"prompt": {}}')
         content = {
             "schema": "stepwatch.run/1",
             "run_id": "r1",
@@ -1146,6 +1146,69 @@ def test_a_fault_at_any_call_of_restore_loses_nothing(quick_path: Path, monkeypa
             assert at > 30
             return
     raise AssertionError("it never came to an end")
+
+
+def test_a_stranger_in_a_clearing_of_which_nothing_is_left_ends_it(case: Case) -> None:
+    """A crash, its files moved out by hand, and something of a desktop's in its place: there is nothing to go on with, and the stranger stays."""
+    case.clear()
+    assert len(trash.unfinished(case.watched)) == 1
+    for name in case.digests:
+        (case.place / name).rename(case.folder / name)
+    (case.place / ".DS_Store").write_bytes(b"mine")
+    assert finish(case) == trash.Finished()
+    assert trash.unfinished(case.watched) == ()
+    assert case.there() == [".DS_Store"]
+    (case.place / ".DS_Store").unlink()
+    purge(case, now=NOW + 2 * DAY)
+    assert trash.listing(case.watched) == ()
+
+
+def test_one_generation_is_asked_for_without_reading_all_manifests(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at a rendered run asks whether its clearing was cut short: thousands of other ones in the trash make that no slower."""
+    case.clear()
+    for number in range(20):
+        other = case.trash / f"{number:064d}"
+        other.mkdir()
+        shutil.copy(case.place / "manifest.json", other)
+    read: list[str] = []
+
+    def counted(content: bytes, place: str) -> Manifest:
+        read.append(place)
+        return parse_manifest(content, place)
+
+    monkeypatch.setattr(trash, "parse_manifest", counted)
+    (manifest,) = trash.unfinished(case.watched, case.render.generation)
+    assert (manifest.generation, read) == (case.render.generation, [case.render.generation])
+    assert len(trash.unfinished(case.watched)) == 21
+
+
+def test_whoever_empties_the_trash_hears_of_the_end_between_two_files(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not removed by then stays as it is, with its manifest, and goes the next time."""
+    case.clear()
+    finish(case)
+    stop = threading.Event()
+    check = trash._wrong
+
+    def checked(folder: int, file: Trashed) -> str:
+        stop.set()
+        return check(folder, file)
+
+    monkeypatch.setattr(trash, "_wrong", checked)
+    over = NOW + 2 * DAY
+    (purged,) = trash.purge(case.watched, now=over, grace_for=lambda _: 0.0, stop=stop)
+    assert (purged.removed, purged.kept, len(case.there())) == (1, (), 4)
+    assert trash.purge(case.watched, now=over, grace_for=lambda _: 0.0, stop=stop) == ()
+    (rest,) = purge(case, now=over)
+    assert (rest.removed, case.place.exists()) == (4, False)
+
+
+def test_a_complaint_about_a_place_is_logged_once(case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    """The trash is listed by every look at a run whose policy clears."""
+    case.clear()
+    (case.place / "manifest.json").write_text("{")
+    for _ in range(3):
+        assert trash.listing(case.watched) == ()
+    assert len([line for line in caplog.messages if "is left alone" in line]) == 1
 
 
 def test_two_clearings_at_once_share_the_work(quick_path: Path) -> None:

@@ -135,7 +135,7 @@ def demo() -> int:
         on_step=on_step,
     )
     report.note(f"a daemon watches {folder}{os.sep}, and a simulated hook plays a real run into it")
-    with helper(play), helper(lambda: follow(report, service.snapshot, over) if live else None):
+    with report.logged(), helper(play), helper(lambda: follow(report, service.snapshot, over) if live else None):
         try:
             code = service.run()
         finally:

@@ -27,6 +27,7 @@ SHORTEST_STALL = 10.0
 LONGEST_STALL = 900.0
 ALIVE_FACTOR = 4
 """How much longer a run may be silent whose writer is known to live: a model swap, a slow step on a processor."""
+PATIENT_CLEARING = 120.0
 FIRST_BACKOFF = 10.0
 LONGEST_BACKOFF = 3600.0
 MOMENT = 0.001
@@ -155,6 +156,12 @@ def quiet_limit(run: Run, policy: Policy) -> float:
     return _clamp(max(3 * statistics.median(between), 2 * max(between)), 2.0, 300.0)
 
 
+def clearing_limit(run: Run, policy: Policy) -> float:
+    """Seconds without a change before frames without a sidecar are cleared: quiet made them complete, and their writer may still be at it."""
+    wish = policy.detect.settle
+    return 10 * float(wish) if wish != "auto" else max(PATIENT_CLEARING, 10 * quiet_limit(run, policy))
+
+
 def stall_limit(run: Run, policy: Policy, *, writer: WriterState = WriterState.UNKNOWN, succeeded: bool = False) -> float:
     """Seconds without a new frame after which a run whose sidecar says ``running`` has stalled."""
     settle = settle_limit(run, policy)
@@ -275,7 +282,7 @@ def next_action(sight: Sight, policy: Policy, now: Now) -> Action:
     ready = _readiness(sight, policy, now, render)
     # What was rendered as incomplete is rendered once more when it proves complete, and is not at rest while that may still be.
     if render and receipt and (sight.as_it_is or ready.incomplete or not render.incomplete):
-        return _after_render(sight, receipt, render, policy)
+        return _after_render(sight, receipt, render, policy, now)
     if word is Word.DISCARD:
         return Action(do=Do.REST, phase=Phase.IGNORED, reason="it was discarded by hand")
     if ready.do is not Do.RENDER:
@@ -411,7 +418,7 @@ def _tried(receipt: Receipt | None, mark: str, ready: Action, max_attempts: int,
     return None
 
 
-def _after_render(sight: Sight, receipt: Receipt, render: Render, policy: Policy) -> Action:
+def _after_render(sight: Sight, receipt: Receipt, render: Render, policy: Policy, now: Now) -> Action:
     """What follows once the frames that are here have been rendered."""
     if sight.outputs_there and outdated(receipt, render):
         return Action(do=Do.SUPERSEDE, phase=Phase.RENDERED, reason="a newer animation contains the frames of an incomplete one")
@@ -426,6 +433,9 @@ def _after_render(sight: Sight, receipt: Receipt, render: Render, policy: Policy
     kept = _kept(sight, render, policy) or ("" if due or begun else "no frame is left that may be cleared")
     if kept:
         return replace(rest, reason=f"{done}; its frames stay: {kept}")
+    rest_of_quiet = clearing_limit(sight.run, policy) - (now.awake - sight.since) - max(sight.age, 0.0)
+    if sight.run.sidecar is None and not sight.as_it_is and not begun and rest_of_quiet > 0:
+        return replace(rest, do=Do.WAIT, reason=f"{done}; its frames are cleared when it stays quiet", at=now.awake + max(rest_of_quiet, MOMENT))
     reason = "clearing was cut short" if begun else f"the policy says cleanup.intermediates: {cleanup.intermediates}"
     return Action(do=Do.CLEAR, phase=Phase.RENDERED, reason=reason)
 

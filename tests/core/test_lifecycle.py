@@ -561,6 +561,21 @@ def test_a_file_on_another_device_number_is_the_same_file() -> None:
     assert unchanged(replace(run.frames[0], device=99), covers(run)[0])
 
 
+@pytest.mark.parametrize(("settle", "patience"), [("auto", 120.0), (Fraction(3), 30.0)])
+def test_frames_without_a_sidecar_are_cleared_only_after_a_longer_quiet(settle: Any, patience: float) -> None:
+    """Quiet made the run complete, and its writer may be at it still; a terminal sidecar, or a person who asks, needs no such patience."""
+    run = make_run(state=None)
+    receipt = receipt_of(run, rendered(run, cleanup="delete"))
+    policy = Policy(cleanup=CleanupPolicy(intermediates="delete"), detect=DetectPolicy(settle=settle))
+    waiting = decide(run, policy, receipt=receipt, quiet=patience - 1.0)
+    assert (waiting.do, waiting.phase) == (Do.WAIT, Phase.RENDERED)
+    assert waiting.at == pytest.approx(AWAKE + patience)
+    assert decide(run, policy, receipt=receipt, quiet=patience).do is Do.CLEAR
+    assert decide(run, policy, receipt=receipt, asked=True, as_it_is=True).do is Do.CLEAR
+    said = make_run(state=Outcome.COMPLETE)
+    assert decide(said, policy, receipt=receipt_of(said, rendered(said, cleanup="delete"))).do is Do.CLEAR
+
+
 @pytest.mark.parametrize("state", [None, Outcome.COMPLETE])
 def test_a_late_frame_makes_a_new_generation_and_is_never_cleared_before(state: Outcome | None) -> None:
     """Row 29: whatever was due stops, the new frames settle together, and the older animation stays."""
@@ -569,7 +584,7 @@ def test_a_late_frame_makes_a_new_generation_and_is_never_cleared_before(state: 
     receipt = receipt_of(run, old)
     late = replace(run, frames=(*run.frames, frame(11)))
     policy = Policy(cleanup=CleanupPolicy(intermediates="delete"))
-    assert decide(run, policy, receipt=receipt).do is Do.CLEAR
+    assert decide(run, policy, receipt=receipt, quiet=500.0).do is Do.CLEAR
     waiting = decide(late, policy, receipt=receipt)
     assert (waiting.do, waiting.phase) == (Do.WAIT, Phase.RECORDING)
     assert decide(late, policy, quiet=10.0, receipt=receipt).do is Do.RENDER
