@@ -30,7 +30,7 @@ from types import FrameType
 from typing import Protocol, TypeVar
 
 from stepwatch import __version__, config, encoder, store, system, trash, visit
-from stepwatch.core.lifecycle import Action, Do, Now, Phase, fingerprint, next_action
+from stepwatch.core.lifecycle import Action, Do, Now, Phase, WriterState, fingerprint, next_action
 from stepwatch.core.manifest import Manifest
 from stepwatch.core.model import Run, RunKey, Writer
 from stepwatch.core.naming import printable
@@ -58,6 +58,8 @@ FRAME_FAULTS = 3
 """Faults of the disk while it reads a frame that are the machine's; further ones are the run's."""
 HOUSEKEEPING = 600.0
 """Seconds between looks into the trash."""
+WRITER_CHECK = 5.0
+"""Seconds between looks at a run whose writer lives: it may die without a word."""
 CONFIG_CHECK = 2.0
 """Seconds between looks at the service file."""
 SIGN_OF_LIFE = 3600.0
@@ -544,6 +546,9 @@ class Service:
         known.sighting, known.writer, known.succeeded = sighting, _writer_of(run), succeeded
         self._note_writer(run, now)
         self._settle(known, action, mark, str(resolved.watched), tell=changed)
+        if action.do is Do.WAIT and sight.writer is WriterState.ALIVE:
+            # Its end makes no event; and once it is known, there is little left to wait for.
+            self._set_timer(known, now.awake + WRITER_CHECK)
 
     def _settle(self, known: _Known, action: Action, mark: str, watched: str, *, tell: bool) -> None:
         """Take over a decision: queue it, set a timer, or let the run rest."""

@@ -149,17 +149,22 @@ def test_receipts_that_are_removed_while_nothing_happens_begin_anew(daemon: Daem
         assert mistakes(listener.said) == []
 
 
-def test_receipts_that_are_lost_while_no_new_ones_can_be_opened(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["removed", "damaged"])
+def test_receipts_that_are_lost_while_no_new_ones_can_be_opened(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """The disk is full when they are to begin anew: they are asked for until there is room, and the old ones are not closed under anybody's hands."""
     opening = Failing(monkeypatch, visit, "open_records", EnvironmentFault("no space left on the disk"))
+    reading = Failing(monkeypatch, Ledger, "get", ReceiptsLost("the receipts are damaged"))
     with serving(daemon) as (service, listener):
         opening.left = 2
-        remove_receipts(daemon)
+        if how == "removed":
+            remove_receipts(daemon)
+        else:
+            reading.left = 2
+        record(daemon.watched / "run", STEPS)
         service.wake()
         daemon.wait_until(lambda: "no space left on the disk" in listener.said)
-        record(daemon.watched / "run", STEPS)
         published(daemon, "run.mp4")
-        assert opening.left == 0
+        assert (opening.left, reading.left) == (0, 0)
         assert mistakes(listener.said) == []
 
 
@@ -315,6 +320,8 @@ def test_a_watch_that_always_fails_is_no_hot_loop_and_recovers(daemon: Daemon, m
     daemon.configure(watch=[daemon.watched, other])
     collect = Failing(monkeypatch, Watcher, "collect", RuntimeError("no idea"))
     collect.when = lambda watcher, _: watcher.folder == daemon.watched
+    turns: list[None] = []
+    monkeypatch.setattr(Service, "_tell_manager", lambda *_: turns.append(None))
     with serving(daemon) as (service, listener):
         collect.left = 1000
         record(daemon.watched / "run", STEPS)
@@ -323,9 +330,12 @@ def test_a_watch_that_always_fails_is_no_hot_loop_and_recovers(daemon: Daemon, m
             service.wake()
             time.sleep(0.01)
         assert collect.failed[3] - collect.failed[0] > 2 * PAUSE
+        before, tried = len(turns), len(collect.failed)
+        daemon.wait_until(lambda: len(collect.failed) > tried + 1)
+        # What waits for a pause to end costs nothing meanwhile.
+        assert len(turns) - before < 20
         record(other / "fine", STEPS)
         daemon.wait_until((other / "animation" / "fine.mp4").exists)
-        # What waits for a pause to end costs nothing meanwhile.
         assert len(service._later) == 0
         collect.left = 0
         published(daemon, "run.mp4")

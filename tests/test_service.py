@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -1257,3 +1258,18 @@ def test_a_daemon_with_nothing_to_do_does_next_to_nothing(daemon: Daemon) -> Non
     cookie = str(daemon.watched / ".stepwatch" / "cookie")
     assert {path: facts for path, facts in after.items() if path != cookie} == {path: facts for path, facts in before.items() if path != cookie}
     assert spent <= 5 * os.sysconf("SC_CLK_TCK") / 100
+
+
+def test_a_writer_that_dies_while_it_is_watched_is_noticed(daemon: Daemon, make_run: MakeRun) -> None:
+    """Its death makes no event: who waits for a living writer asks after it now and then, and does not sit out the longer limit."""
+    writer = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        facts = {"host": socket.gethostname(), "boot_id": boot, "pid": writer.pid, "start_time": None}
+        make_run(daemon.watched / "one", state="running", sidecar={"writer": facts})
+        daemon.start()
+        daemon.wait_until(lambda: [run["phase"] for run in daemon.status().get("runs", [])] == ["recording"])
+    finally:
+        writer.kill()
+        writer.wait()
+    daemon.wait_until(lambda: daemon.animations() == ["one-incomplete.mp4"])
