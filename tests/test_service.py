@@ -1271,5 +1271,5 @@ def test_a_writer_that_dies_while_it_is_watched_is_noticed(daemon: Daemon, make_
         daemon.wait_until(lambda: [run["phase"] for run in daemon.status().get("runs", [])] == ["recording"])
     finally:
         writer.kill()
-        writer.wait()
+        writer.communicate()
     daemon.wait_until(lambda: daemon.animations() == ["one-incomplete.mp4"])
