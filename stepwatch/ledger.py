@@ -93,7 +93,11 @@ RECEIPTS = "receipts.db"
 """Name of the file in the state folder."""
 
 
-class ReceiptsLost(EnvironmentFault):
+class ReceiptsFault(EnvironmentFault):
+    """The receipts cannot be read or written; no run is to blame, and none can be worked on."""
+
+
+class ReceiptsLost(ReceiptsFault):
     """The receipts that were open are damaged or no longer there; `Ledger.open` sets them aside and begins new ones."""
 
 
@@ -599,10 +603,10 @@ def _full(folder: Path) -> bool:
         return False
 
 
-def _cannot(what: str, path: Path, why: str) -> EnvironmentFault:
+def _cannot(what: str, path: Path, why: str) -> ReceiptsFault:
     hints = [hint for reason, hint in _MACHINE.values() if reason == why]
     hint = hints[0] if hints else "stepwatch keeps its receipts in $XDG_STATE_HOME/stepwatch; that folder has to be writable"
-    return EnvironmentFault(f"receipts cannot be {what}: {why} ({printable(str(path))})", hint=hint)
+    return ReceiptsFault(f"receipts cannot be {what}: {why} ({printable(str(path))})", hint=hint)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -38,7 +38,7 @@ from stepwatch.core.plan import plural
 from stepwatch.core.policy import DaemonConfig, ServiceConfig, WatchEntry
 from stepwatch.errors import BusyError, ConfigError, EnvironmentFault, FramesChangedError, Interrupted, StepwatchError
 from stepwatch.frames import UnreadableFrameError
-from stepwatch.ledger import ReceiptsLost, Seen
+from stepwatch.ledger import ReceiptsFault, ReceiptsLost, Seen
 from stepwatch.status import Question, StatusSocket
 from stepwatch.watcher import Watcher
 
@@ -364,7 +364,7 @@ class Service:
                 self._tell_manager(now)
                 if self._is_over(self.clock.now()):
                     return
-                events = selector.select(0.0 if self._hinted or self._pending else self._until_next(self.clock.now()))
+                events = selector.select(0.0 if self._hinted or self._has_work() else self._until_next(self.clock.now()))
                 if any(key.fileobj == self._wake_reader for key, _ in events):
                     with contextlib.suppress(OSError):
                         while os.read(self._wake_reader, 4096):
@@ -449,11 +449,16 @@ class Service:
     def _look_at_pending(self) -> None:
         """Look where something has changed, for a while: a tree of ten thousand folders must not keep signals and questions waiting."""
         end = time.monotonic() + LOOKING
-        while self._pending and time.monotonic() < end:
+        # Without receipts every look would fail, and a locked file takes its time to do so.
+        while self._has_work() and time.monotonic() < end:
             folder, place = next(iter(self._pending))
             del self._pending[folder, place]
             if not self._asleep(folder):
                 self._look(folder, place)
+
+    def _has_work(self) -> bool:
+        """Whether there is something to look at, and receipts to look it up in."""
+        return bool(self._pending) and self.clock.now().awake >= self._global_pause
 
     @contextlib.contextmanager
     def _guard(self, folder: _Folder, place: Path | None = None) -> Iterator[None]:
@@ -461,7 +466,7 @@ class Service:
         at = (folder.path, place)
         try:
             yield
-        except ReceiptsLost as error:
+        except ReceiptsFault as error:
             self._ledger_fault(error, self.clock.now())
         except StepwatchError as error:
             self._tell_once(error.message, level="error")

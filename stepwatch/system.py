@@ -373,6 +373,7 @@ class _Own:
         os.unlink(self._base + name, dir_fd=self._folder)
 
 
+_PROBED = 3
 _held: dict[str, FolderLock] = {}
 """The locks of this process, by real path."""
 
@@ -395,6 +396,12 @@ class FolderLock:
         try:
             facts = os.stat(folder)
             descriptor = _open_lock(folder)
+            for _ in range(_PROBED):
+                if descriptor is not None:
+                    break
+                # Somebody may only be asking whether it is held.
+                time.sleep(0.05)
+                descriptor = _open_lock(folder)
         except OSError as error:
             raise EnvironmentFault(f"{printable(str(folder))} cannot be locked: {error.strerror or error}") from error
         if descriptor is None:

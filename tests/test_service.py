@@ -1168,7 +1168,7 @@ def test_a_folder_with_one_run_does_not_wait_for_one_with_many(daemon: Daemon, t
     record(second / "single", range(1, 3))
     daemon.wait_until(lambda: phase_of(daemon, "single") == "complete")
     gate.open()
-    daemon.wait_until((second / "animation" / "single.mp4").exists)
+    daemon.wait_until(lambda: "run single: h264: published" in daemon.log)
     order = [line.split("run ")[1].split(":")[0] for line in daemon.log.splitlines() if "published" in line]
     assert order.index("single") <= 2
     assert daemon.end() == 0
