@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 
 from stepwatch import status as sockets
 from stepwatch.encoder import find_ffmpeg
+from stepwatch.errors import StepwatchError
 
 # A busy machine, and Hypothesis's own first tables of Unicode in a fresh clone, take seconds that say nothing about the code.
 settings.register_profile("stepwatch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -183,7 +184,16 @@ class Daemon:
             )
         if wait:
             self.wait_until(lambda: "watching " in self.log[before:] or self.process is None or self.process.poll() is not None)
+            # It answers when it has looked for the first time. One that cannot open a socket watches all the same.
+            end = time.monotonic() + 5
+            while self.process.poll() is None and time.monotonic() < end and not self._answers():
+                time.sleep(0.02)
         return self
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(StepwatchError):
+            return bool(self.status())
+        return False
 
     @property
     def log(self) -> str:
