@@ -633,11 +633,7 @@ def _make_folder(folder: Path) -> None:
 def _sync(folder: Path) -> None:
     """Make names in a folder durable, where the file system can."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        system.fsync_folder(folder)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from stepwatch import __version__, config, encoder, store, system, trash, visit
+from stepwatch import __version__, config, encoder, passes, store, system, trash, visit
 from stepwatch.core.lifecycle import Action, Do, Now, Phase, WriterState, fingerprint, next_action
 from stepwatch.core.manifest import Manifest
 from stepwatch.core.model import Run, RunKey, Writer
@@ -79,16 +79,10 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class Observer(Protocol):
-    """Who is told how it goes."""
-
-    def say(self, run_name: str, sentence: str, *, level: str = "info") -> None: ...
+class Observer(passes.Observer, Protocol):
+    """Who is told how it goes, with the runs and with the daemon."""
 
     def note(self, sentence: str, *, level: str = "info") -> None: ...
-
-    def progress(self, run_name: str, label: str, done: int, total: int, speed: float | None) -> None: ...
-
-    def finished(self, run_name: str) -> None: ...
 
 
 class AwakeClock:
@@ -122,7 +116,6 @@ class _Known:
     folder: _Folder
     sighting: visit.Sighting
     action: Action
-    due_since: float = 0.0
     queued: bool = False
     visiting: bool = False
     hold_until: float = 0.0
@@ -539,9 +532,7 @@ class Service:
         action = next_action(sight, resolved.policy, now)
         is_new = known is None
         if known is None:
-            known = _Known(
-                key=run.key, run_id=run.run_id, name=run.name, place=place, folder=folder, sighting=sighting, action=action, due_since=now.awake
-            )
+            known = _Known(key=run.key, run_id=run.run_id, name=run.name, place=place, folder=folder, sighting=sighting, action=action)
             for note in (*run.notes, *resolved.warnings):
                 self._tell_once(f"run {run.name}: {note}", level="warning")
             self._remember(known)
@@ -577,7 +568,7 @@ class Service:
                 self._observer.say(known.name, f"{action.phase}: {action.reason}", level="warning")
                 self._failed.update({known.key} if action.phase is Phase.QUARANTINED else ())
         elif not known.queued and not known.visiting:
-            known.queued, known.due_since = True, self.clock.now().awake
+            known.queued = True
             # What takes no time goes first: it also makes room.
             (known.folder.queue.append if action.do is Do.RENDER else known.folder.queue.appendleft)(known)
             if action.do is Do.RENDER:

@@ -29,6 +29,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+from stepwatch import system
 from stepwatch.core.model import Frame, Outcome, Run, RunKey, Sidecar
 from stepwatch.core.naming import (
     LAYOUTS,
@@ -834,25 +835,27 @@ def _forget(temporary: Path) -> None:
 
 def fsync_file(path: Path) -> None:
     """Bring a file's content to the disk; a fault here means that it may not be there, and trying again would hide that."""
-    # Windows syncs only what is open for writing.
-    _fsync(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-
-
-def _fsync_folder(folder: Path) -> None:
-    if os.name != "nt":
-        _fsync(folder, os.O_RDONLY, tolerated=frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES}))
-
-
-def _fsync(path: Path, flags: int, *, tolerated: frozenset[int] = frozenset()) -> None:
     try:
-        descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+        # Windows syncs only what is open for writing.
+        descriptor = os.open(path, (os.O_RDWR if os.name == "nt" else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0))
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.errno not in tolerated:
-            raise EnvironmentFault(f"cannot bring {printable(str(path))} to the disk: {_reason(error)}") from error
+        raise _sync_fault(path, error) from error
+
+
+def _fsync_folder(folder: Path) -> None:
+    # Where folders cannot be synced there is nothing to be done about it here; clearing asks again, and does not go on.
+    try:
+        system.fsync_folder(folder)
+    except OSError as error:
+        raise _sync_fault(folder, error) from error
+
+
+def _sync_fault(path: Path, error: OSError) -> EnvironmentFault:
+    return EnvironmentFault(f"cannot bring {printable(str(path))} to the disk: {_reason(error)}")
 
 
 def _reason(error: OSError) -> str:

@@ -41,8 +41,9 @@ from stepwatch.core.plan import plural
 from stepwatch.core.policy import CleanupPolicy
 from stepwatch.core.sidecar import SIZE_LIMIT, parse_sidecar
 from stepwatch.errors import EnvironmentFault, RunError
+from stepwatch.system import OWN_FOLDER
 
-TRASH = (".stepwatch", "trash")
+TRASH = (OWN_FOLDER, "trash")
 SIDECAR = "run.json"
 _MANIFEST_LIMIT = 64 * 1024 * 1024
 _PLACES = 100

@@ -34,13 +34,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from stepwatch.core.naming import is_frame_name, printable
 from stepwatch.core.plan import plural
-from stepwatch.system import file_system, is_remote
+from stepwatch.system import OWN_FOLDER, file_system, is_remote
 
 if TYPE_CHECKING:
     from watchdog.events import FileSystemEvent
     from watchdog.observers.api import BaseObserver
 
-OWN_FOLDER = ".stepwatch"
 TOLD_FILES = frozenset({"run.json", "stepwatch.yaml"})
 """Files beside the frames that change what is to be done with a run."""
 

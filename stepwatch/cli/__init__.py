@@ -78,7 +78,7 @@ def render(
     settings: tuple[str, ...],
     clearing: str | None,
     force: bool,  # noqa: FBT001  # click calls by name
-    no_wait: bool,  # noqa: FBT001
+    no_wait: bool,  # noqa: FBT001  # click calls by name
     dry_run: bool,  # noqa: FBT001
 ) -> int:
     """Render the runs in DIR: a run, a folder of runs, or a flat folder of several."""
@@ -124,7 +124,7 @@ def with_clearing(found: Found, word: str) -> Found:
     """The same runs with what the command line says of their intermediates."""
     runs = []
     for run, resolved in found.runs:
-        cleanup = replace(resolved.policy.cleanup, intermediates=word)  # type: ignore[arg-type]
+        cleanup = replace(resolved.policy.cleanup, intermediates=word)  # type: ignore[arg-type]  # one of the flags' values
         runs.append((run, replace(resolved, policy=replace(resolved.policy, cleanup=cleanup))))
     return replace(found, runs=runs)
 

@@ -92,7 +92,7 @@ def with_folders(service: ServiceConfig, folders: tuple[str, ...]) -> ServiceCon
 @everywhere
 def demo() -> int:
     """Show a daemon at work: a simulated hook plays a real run into ./stepwatch-demo/, and its animation is there when it ends."""
-    from stepwatch import simulate
+    from stepwatch import simulate, system
     from stepwatch.core.policy import ServiceConfig, WatchEntry
     from stepwatch.service import Service
 
@@ -128,7 +128,7 @@ def demo() -> int:
         load=lambda: configuration,
         # The picture of the status stands where the log would.
         observer=Report(quiet=True) if live else report,
-        state=folder / ".stepwatch" / "demo",
+        state=folder / system.OWN_FOLDER / "demo",
         private=True,
         verbose=given.verbose,
         ready=ready.set,
@@ -207,7 +207,7 @@ def sample_run() -> Path:
 )
 @click.option("--careless", is_flag=True, help="Let frames grow under their own names, as writers do that know no better.")
 @everywhere
-def simulate(recorded: str, into: str, cadence: str | None, stop_after: int | None, state: str, careless: bool) -> int:  # noqa: FBT001
+def simulate(recorded: str, into: str, cadence: str | None, stop_after: int | None, state: str, careless: bool) -> int:  # noqa: FBT001  # click calls by name
     """Play a recorded run into DIR as a hook would, to try a policy or a daemon on it."""
     from stepwatch import config
     from stepwatch import simulate as simulation
@@ -231,7 +231,7 @@ def simulate(recorded: str, into: str, cadence: str | None, stop_after: int | No
             Path(into),
             cadence=seconds,
             stop_after=stop_after,
-            state=state,  # type: ignore[arg-type]
+            state=state,  # type: ignore[arg-type]  # click has checked the choice
             atomic=not careless,
             stop=stop,
             on_frame=on_frame,
@@ -250,7 +250,7 @@ def simulate(recorded: str, into: str, cadence: str | None, stop_after: int | No
 @click.command()
 @click.option("--follow", "following", is_flag=True, help="Keep showing it until Ctrl-C.")
 @everywhere
-def status(following: bool) -> int:  # noqa: FBT001
+def status(following: bool) -> int:  # noqa: FBT001  # click calls by name
     """Show what the daemon does: folders, runs with phase and reason, queue, progress, disk."""
     from stepwatch import status as sockets
     from stepwatch import system, tables
@@ -547,7 +547,7 @@ def trash_owners(report: Report) -> list[Path]:
 @click.option("--finished", metavar="DIR", help="Also clear the finished runs in DIR by today's policy, whatever it was when they were rendered.")
 @click.option("--dry-run", is_flag=True, help="Only show what would go.")
 @everywhere
-def prune(finished: str | None, dry_run: bool) -> int:  # noqa: FBT001
+def prune(finished: str | None, dry_run: bool) -> int:  # noqa: FBT001  # click calls by name
     """Empty the trash by policy."""
     from stepwatch import visit
 
@@ -615,7 +615,7 @@ def say_sentences(sentences: Sequence[str]) -> int:
 @service_group.command("install")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @everywhere
-def service_install(dry_run: bool) -> int:  # noqa: FBT001
+def service_install(dry_run: bool) -> int:  # noqa: FBT001  # click calls by name
     """Install the daemon as a service of this user, and start it."""
     from stepwatch import unit
 
@@ -625,7 +625,7 @@ def service_install(dry_run: bool) -> int:  # noqa: FBT001
 @service_group.command("uninstall")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @everywhere
-def service_uninstall(dry_run: bool) -> int:  # noqa: FBT001
+def service_uninstall(dry_run: bool) -> int:  # noqa: FBT001  # click calls by name
     """Stop the daemon and take its service away; frames, animations and receipts stay."""
     from stepwatch import unit
 
