@@ -244,49 +244,61 @@ class Passes:
         One that fails closes its own pipe and keeps its error; the others go on. A damaged frame ends the pass (FrameError).
         """
         with contextlib.ExitStack() as stack:
-            feeds: list[_Feed] = []
-            for draft, argv, label in work:
-                self.commands.append(tuple(argv))
-                self._say(f"{label}: {shlex.join(argv)}", level="debug")
-                try:
-                    encoder = Encoder(
-                        argv,
-                        on_progress=self._progress(label, draft.plan.pictures),
-                        on_line=self._line(label),
-                        stop=self._stop,
-                        limit=wall_limit(max(draft.plan.pictures, len(self._plan.frames))),
-                    )
-                except StepwatchError as error:
-                    draft.error = error
-                    continue
-                feeds.append(_Feed(draft, stack.enter_context(encoder)))
+            feeds = self._open(work, stack)
             order = self._plan.timeline.order
             wanted = _positions(feed.draft.plan for feed in feeds)
             # The first pass decodes every chosen frame, shown or not: none is called good that has not been proved whole.
             passing = wanted if self._proved else wanted.union(range(len(self._plan.frames)))
             for position in sorted(passing):
-                alive = [feed for feed in feeds if feed.draft.error is None]
-                if not alive:
+                if not any(feed.draft.error is None for feed in feeds):
                     break
                 if self._stop.is_set():
                     raise Interrupted("stopped by the user")
                 image = self._decode(order[position])
-                if position not in wanted:
-                    continue
-                self._images.add(position, image)
-                for feed in alive:
-                    try:
-                        feed.advance(position, self._images)
-                    except RunError as error:
-                        feed.draft.error = error
+                if position in wanted:
+                    self._give(position, image, feeds)
             else:
                 self._proved = True
-            for feed in feeds:
-                if feed.draft.error is None:
-                    try:
-                        feed.encoder.finish()
-                    except RunError as error:
-                        feed.draft.error = error
+            self._finish(feeds)
+
+    def _open(self, work: Sequence[tuple[Draft, list[str], str]], stack: contextlib.ExitStack) -> list[_Feed]:
+        """Start an ffmpeg for each piece of *work*, which ends with *stack* at the latest; one that does not start is its draft's error."""
+        feeds: list[_Feed] = []
+        for draft, argv, label in work:
+            self.commands.append(tuple(argv))
+            self._say(f"{label}: {shlex.join(argv)}", level="debug")
+            try:
+                encoder = Encoder(
+                    argv,
+                    on_progress=self._progress(label, draft.plan.pictures),
+                    on_line=self._line(label),
+                    stop=self._stop,
+                    limit=wall_limit(max(draft.plan.pictures, len(self._plan.frames))),
+                )
+            except StepwatchError as error:
+                draft.error = error
+                continue
+            feeds.append(_Feed(draft, stack.enter_context(encoder)))
+        return feeds
+
+    def _give(self, position: int, image: Image.Image, feeds: Sequence[_Feed]) -> None:
+        """Hand the image of one position to every ffmpeg that is still well."""
+        self._images.add(position, image)
+        for feed in feeds:
+            if feed.draft.error is None:
+                try:
+                    feed.advance(position, self._images)
+                except RunError as error:
+                    feed.draft.error = error
+
+    @staticmethod
+    def _finish(feeds: Sequence[_Feed]) -> None:
+        for feed in feeds:
+            if feed.draft.error is None:
+                try:
+                    feed.encoder.finish()
+                except RunError as error:
+                    feed.draft.error = error
 
     def _decode(self, image: int) -> Image.Image:
         frame = self._plan.frames[image]
