@@ -101,6 +101,10 @@ class Workspace:
     def keep(self, path: Path) -> None:
         self._files.discard(path)
 
+    def adopt(self, path: Path) -> None:
+        """Take over a temporary file that another workspace has kept."""
+        self._files.add(path)
+
     def remove(self, path: Path) -> None:
         store.remove_temporary(path)
         self._files.discard(path)
@@ -186,6 +190,7 @@ class Passes:
         self._stop = stop
         self._verbose = verbose
         self._images = _Images(plan)
+        self._feeds: list[_Feed] = []
         self._proved = False
         """Every chosen frame has been decoded once."""
         self.commands: list[tuple[str, ...]] = []
@@ -194,19 +199,44 @@ class Passes:
     def render(self, drafts: Sequence[Draft]) -> Mapping[tuple[int, int], list[bytes]]:
         """Encode every draft into a temporary file that fits its limit; a draft that fails keeps its error. Returns the images' thumbnails.
 
-        Raises FrameError for a frame that turns out damaged, RunError for one that changes meanwhile, Interrupted.
+        A draft that has its file already, from a live encode, only gets its tags. Raises FrameError for a frame that turns out damaged, RunError
+        for one that changes meanwhile, Interrupted.
         """
-        for draft in drafts:
+        encoded = [draft for draft in drafts if draft.temporary is not None]
+        rest = [draft for draft in drafts if draft.temporary is None]
+        for draft in encoded:
+            self._again(draft)
+        for draft in rest:
             try:
                 self._prepare(draft)
             except RunError as error:
                 draft.error = error
-        pending = [draft for draft in drafts if draft.error is None]
+        pending = [draft for draft in rest if draft.error is None]
         while pending:
             self._find_palettes([draft for draft in pending if draft.plan.codec.palette])
             ready = [draft for draft in pending if draft.error is None]
             self._encode(ready)
             pending = [draft for draft in ready if draft.error is None and self._again(draft)]
+        return self._images.thumbnails
+
+    # A run that goes on is encoded by these three, with the frames as they come.
+
+    def begin(self, drafts: Sequence[Draft], stack: contextlib.ExitStack) -> None:
+        """Start the ffmpegs of *drafts*, none of which needs a palette or a second try; they end with *stack*. A fault is the draft's error."""
+        for draft in drafts:
+            try:
+                self._prepare(draft)
+            except RunError as error:
+                draft.error = error
+        self._feeds = self._open(self._encodes([draft for draft in drafts if draft.error is None]), stack)
+
+    def give(self, position: int, image: Image.Image) -> None:
+        """Feed the image at a position of the timeline; they come in order."""
+        self._give(position, image, self._feeds)
+
+    def end(self) -> Mapping[tuple[int, int], list[bytes]]:
+        """Wait until everything is encoded; returns the images' thumbnails. A fault is the draft's error."""
+        self._finish(self._feeds)
         return self._images.thumbnails
 
     def _prepare(self, draft: Draft) -> None:
@@ -231,12 +261,15 @@ class Passes:
         self._pass(work)
 
     def _encode(self, drafts: Sequence[Draft]) -> None:
+        self._pass(self._encodes(drafts))
+
+    def _encodes(self, drafts: Sequence[Draft]) -> list[tuple[Draft, list[str], str]]:
         work = []
         for draft in drafts:
             draft.temporary = self._workspace.file(draft.folder, draft.plan.codec.suffix)
             argv = render_argv(self._plan, draft, draft.temporary, ffmpeg=self._ffmpeg, metadata_path=draft.metadata, palette=draft.palette)
             work.append((draft, argv, draft.label if not draft.tries else f"{draft.label}, try {len(draft.tries) + 1}"))
-        self._pass(work)
+        return work
 
     def _pass(self, work: Sequence[tuple[Draft, list[str], str]]) -> None:
         """Decode each wanted image once, in the timeline's order, and feed it to one ffmpeg for each piece of *work*.

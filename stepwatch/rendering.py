@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 from stepwatch import __version__, config, frames, store, tags
 from stepwatch.core import metadata, naming
@@ -69,6 +70,16 @@ class Options:
     """Bytes; with less on the disk of an output, nothing is rendered."""
 
 
+class Accelerator(Protocol):
+    """What may have encoded some outputs already."""
+
+    def take(
+        self, plan: RenderPlan, drafts: Sequence[Draft], digests: Mapping[str, str], *, workspace: Workspace, stop: threading.Event
+    ) -> Mapping[tuple[int, int], list[bytes]]:
+        """Give those of *drafts* their ``temporary`` files that were encoded of exactly this plan and these contents; returns thumbnails."""
+        ...
+
+
 class Rendering:
     """The state of one render, and nothing that outlives it."""
 
@@ -88,6 +99,7 @@ class Rendering:
         self.run = run
         self.incomplete = not run.complete if incomplete is None else incomplete
         self.earlier = earlier
+        self.accelerator: Accelerator | None = None
         self.resolved = resolved
         self.policy: Policy = resolved.policy
         self.ffmpeg = ffmpeg
@@ -413,6 +425,9 @@ class Rendering:
         return None
 
     def _render(self, plan: RenderPlan, drafts: Sequence[Draft], workspace: Workspace) -> Mapping[tuple[int, int], list[bytes]]:
+        taken: Mapping[tuple[int, int], list[bytes]] = {}
+        if self.accelerator is not None:
+            taken = self.accelerator.take(plan, drafts, self.digests, workspace=workspace, stop=self.stop)
         passes = Passes(
             plan,
             ffmpeg=self.ffmpeg,
@@ -423,7 +438,7 @@ class Rendering:
             verbose=self.options.verbose,
         )
         try:
-            return passes.render(drafts)
+            return {**passes.render(drafts), **taken}
         finally:
             self.commands += passes.commands
 

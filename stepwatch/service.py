@@ -39,6 +39,7 @@ from stepwatch.core.policy import DaemonConfig, ServiceConfig, WatchEntry
 from stepwatch.errors import BusyError, ConfigError, EnvironmentFault, FramesChangedError, Interrupted, StepwatchError
 from stepwatch.frames import UnreadableFrameError
 from stepwatch.ledger import ReceiptsFault, ReceiptsLost, Seen
+from stepwatch.live import Lives
 from stepwatch.status import Question, StatusSocket
 from stepwatch.watcher import Watcher
 
@@ -128,6 +129,8 @@ class _Known:
     """When it is looked at again even if nothing changes."""
     writer: Writer | None = None
     succeeded: bool = False
+    lived: bool = False
+    """Somebody has tried to encode it while it goes on; nobody tries it again."""
     progress: dict[str, tuple[int, int, float | None]] = field(default_factory=dict)
     sign_of_life: float = 0.0
 
@@ -192,6 +195,7 @@ class Service:
         self._timers: list[tuple[float, int, RunKey]] = []
         self._order = itertools.count()
         self._futures: dict[Future[visit.Step | None], _Known] = {}
+        self._lives = Lives()
         self._chores: set[Future[None]] = set()
         self._turn = 0
         self._policies: dict[Path, config.Resolved] = {}
@@ -209,9 +213,7 @@ class Service:
         self._ending: str = ""
         self._deadline: float | None = None
         self._reload = False
-        self._wake_reader, self._wake_writer = os.pipe()
-        os.set_blocking(self._wake_writer, False)
-        os.set_blocking(self._wake_reader, False)
+        self._wake_reader, self._wake_writer = _wake_pipe()
         self._hinted = True
         self._failed: set[RunKey] = set()
         self._gave_up = False
@@ -252,6 +254,7 @@ class Service:
                 self._open_folders(self._service.watch, must=True)
                 sockets = stack.enter_context(StatusSocket(self._socket_path()))
                 self._open_executor()
+                stack.callback(self._lives.end_all)
                 stack.callback(self._close_executor)
                 self._loop(sockets)
         finally:
@@ -545,6 +548,40 @@ class Service:
         if action.do is Do.WAIT and sight.writer is WriterState.ALIVE:
             # Its end makes no event; and once it is known, there is little left to wait for.
             self._set_timer(known, now.awake + WRITER_CHECK)
+        self._encode_live(known, run, resolved, action)
+
+    def _encode_live(self, known: _Known, run: Run, resolved: config.Resolved, action: Action) -> None:
+        """Have a run that goes on encoded while it does, or tell who does that how it stands."""
+        if (live := self._lives.get(known.key)) is not None:
+            if action.do is Do.REST:
+                self._end_live(known.key)
+            else:
+                live.look(run)
+        elif action.do is Do.WAIT and action.phase is Phase.RECORDING and run.frames and not known.lived:
+            if len(self._lives) >= self._workers or self._ending or self._paused(known.folder):
+                return
+            known.lived = True
+            with self._guard(known.folder, known.place):
+                begun = visit.go_live(run, resolved, means=self._means(known), nice=self._service.daemon.nice, news=self.wake)
+                if begun is not None:
+                    self._lives.add(known.key, begun)
+                    self._observer.say(known.name, f"encoded while it goes on: {plural(begun.promised, 'frame')} are promised", level="debug")
+
+    def _paused(self, folder: _Folder) -> bool:
+        now = self.clock.now().awake
+        return now < self._global_pause or now < folder.paused_until or self._asleep(folder)
+
+    def _end_refused(self) -> None:
+        """Let go the live encodes that were given up: another run may have their place."""
+        for key, reason in self._lives.refused():
+            known = self._runs.get(key)
+            if known is None or not known.visiting:
+                self._observer.say(known.name if known else str(key), f"no longer encoded while it goes on: {reason}", level="debug")
+                self._end_live(key)
+
+    def _end_live(self, key: RunKey) -> None:
+        if self._lives.end(key) and key in self._runs:
+            self._runs[key].progress.clear()
 
     def _settle(self, known: _Known, action: Action, mark: str, watched: str, *, tell: bool) -> None:
         """Take over a decision: queue it, set a timer, or let the run rest."""
@@ -626,6 +663,7 @@ class Service:
         known = self._runs.get(key)
         if known is None or known.visiting:
             return
+        self._end_live(key)
         del self._runs[key]
         if known.queued:
             known.folder.queue.remove(known)
@@ -907,23 +945,27 @@ class Service:
 
     def _visit(self, known: _Known) -> visit.Step | None:
         """In a worker's thread."""
-        assert self._records is not None
-        service = self._service
         return visit.advance(
             known.key,
             find=lambda key: self._find(known, key),
             sighting=known.sighting,
             succeeded=known.succeeded,
             patient=known.frame_faults < FRAME_FAULTS,
-            means=visit.Means(
-                records=self._records,
-                ffmpeg=lambda: self._ffmpeg(service),
-                options=visit.Options(min_free_space=service.daemon.min_free_space, verbose=self._verbose),
-                observer=_Told(self._observer, known, self.clock),
-                stop=self._stop,
-                now=self.clock.now,
-                max_attempts=service.daemon.max_attempts,
-            ),
+            means=self._means(known),
+            live=self._lives.get(known.key),
+        )
+
+    def _means(self, known: _Known) -> visit.Means:
+        assert self._records is not None
+        service = self._service
+        return visit.Means(
+            records=self._records,
+            ffmpeg=lambda: self._ffmpeg(service),
+            options=visit.Options(min_free_space=service.daemon.min_free_space, verbose=self._verbose),
+            observer=_Told(self._observer, known, self.clock),
+            stop=self._stop,
+            now=self.clock.now,
+            max_attempts=service.daemon.max_attempts,
         )
 
     @staticmethod
@@ -945,10 +987,13 @@ class Service:
             self._chores.discard(chore)
             if (fault := chore.exception()) is not None:
                 self._observer.note(f"the trash could not be looked through: {fault}", level="warning")
+        self._end_refused()
         for future in [future for future in self._futures if future.done()]:
             known = self._futures.pop(future)
             known.visiting = False
             known.progress.clear()
+            if known.action.do is Do.RENDER:
+                self._end_live(known.key)
             now = self.clock.now()
             try:
                 step = future.result()
@@ -1226,6 +1271,14 @@ class _Told:
 
     def finished(self, run_name: str) -> None:
         self._observer.finished(run_name)
+
+
+def _wake_pipe() -> tuple[int, int]:
+    """A pipe neither of whose ends ever makes anybody wait."""
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, False)
+    return ends
 
 
 def _writer_of(run: Run) -> Writer | None:

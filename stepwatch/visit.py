@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stepwatch import config, frames, store, system, tags, trash
+from stepwatch.core import live as promises
 from stepwatch.core import metadata
 from stepwatch.core.lifecycle import (
     Action,
@@ -37,7 +38,7 @@ from stepwatch.core.lifecycle import (
     stricter_cleanup,
 )
 from stepwatch.core.manifest import Manifest
-from stepwatch.core.model import Outcome, Receipt, Render, Role, Run, RunKey
+from stepwatch.core.model import Outcome, Receipt, Render, Role, Run, RunKey, Word
 from stepwatch.core.naming import printable
 from stepwatch.core.policy import CleanupPolicy
 from stepwatch.core.result import RunResult
@@ -51,6 +52,7 @@ from stepwatch.errors import (
     StepwatchError,
 )
 from stepwatch.ledger import Ledger, open_receipts
+from stepwatch.live import Live
 from stepwatch.passes import Observer
 from stepwatch.rendering import Options, Rendering
 
@@ -62,6 +64,7 @@ __all__ = [
     "Step",
     "advance",
     "empty_trash",
+    "go_live",
     "open_records",
     "prune",
     "resolver",
@@ -340,8 +343,11 @@ def advance(
     succeeded: bool,
     means: Means,
     patient: bool = True,
+    live: Live | None = None,
 ) -> Step | None:
     """Do the one thing that is due for a run, as the daemon; None when the run is gone.
+
+    *live* is what has been encoded of it while it went on.
 
     *find* reads the run anew, for much may have happened while it waited for its turn; *sighting* and *succeeded* are what its watcher knows.
     A frame that the disk does not give costs the run an attempt only when nobody is *patient* with it any longer. Raises Interrupted, and
@@ -355,7 +361,7 @@ def advance(
         visiting = _Visit(
             run=run, resolved=resolved, ffmpeg="", options=means.options, observer=means.observer, stop=means.stop, records=means.records
         )
-        visiting.patient = patient
+        visiting.patient, visiting.live = patient, live
         if fingerprint(run) != sighting.fingerprint:
             sighting = Sighting(fingerprint=fingerprint(run), since=means.now().awake)
         sight = see(run, resolved, visiting.receipt, sighting, succeeded=succeeded, max_attempts=means.max_attempts)
@@ -376,6 +382,35 @@ def advance(
         finally:
             means.observer.finished(run.name)
         return Step(action=action)
+
+
+def go_live(run: Run, resolved: config.Resolved, *, means: Means, nice: int, news: Callable[[], None]) -> Live | None:
+    """Begin to encode a run while it goes on, where that can be exact; None where it cannot, or where an earlier try did not end well.
+
+    *news* hears when all is encoded, or it was given up. Raises EnvironmentFault when there is no room for a thread.
+    """
+    promised = promises.promise(run, resolved.policy)
+    if isinstance(promised, str):
+        return None
+    ledger = means.records.ledger
+    receipt = receipt_of(run, means.records)
+    # An attempt that stands was not taken back by anybody: whatever it was at has killed its daemon, and is not done twice.
+    if receipt and (receipt.attempts.count or receipt.word is Word.DISCARD):
+        return None
+
+    def begin() -> None:
+        ledger.begin_attempt(run.key, run.run_id, run.name, str(resolved.watched), fingerprint(run), time.time(), _jitter())
+
+    def call_off() -> None:
+        with contextlib.suppress(EnvironmentFault):
+            ledger.refund_attempt(run.key)
+
+    try:
+        live = Live(promised, resolved, ffmpeg=means.ffmpeg, observer=means.observer, nice=nice, begin=begin, call_off=call_off, news=news)
+    except RuntimeError as error:
+        raise EnvironmentFault("no run can be encoded while it goes on: no more threads can be started") from error
+    live.look(run)
+    return live
 
 
 def prune(run: Run, resolved: config.Resolved, *, observer: Observer, stop: threading.Event, records: Records, dry_run: bool) -> RunResult | None:
@@ -441,6 +476,7 @@ class _Visit:
         self.stop = stop
         self.records = records
         self.patient = True
+        self.live: Live | None = None
         self.error: StepwatchError | None = None
         self._digests: dict[str, str] = {}
 
@@ -525,6 +561,9 @@ class _Visit:
         before = self.receipt
         # Frames that were tried before belong to these receipts: what is found of them was left by a crash, or by a fault of the disk.
         lost = bool(self.records) and not by_hand and (before is None or before.attempts.fingerprint != fingerprint(self.run))
+        if self.live is not None:
+            self.live.claim()
+            self._digests.update(self.live.digests(self.run))
         attempt = self._begin(by_hand=by_hand)
         if not by_hand:
             known = self._known_contents(action)
@@ -541,6 +580,7 @@ class _Visit:
             digests=self._digests,
             earlier=self._earlier if lost and self.records and self.records.ledger.rebuilt else None,
         )
+        rendering.accelerator = self.live
         rendering.damaged.update(damaged or {})
         try:
             result = rendering.go()

@@ -62,6 +62,13 @@ def frame_index(sidecar: Sidecar, name: str) -> int | None:
     return index if f"{index:{shape['width'] or ''}d}" == digits else None
 
 
+def frame_name(sidecar: Sidecar, index: int) -> str:
+    """The name of the frame with this index, by a sidecar that says how its frames are named."""
+    assert sidecar.frame_name is not None
+    # Only a number and its width stand between the braces: `_frame_name` has let nothing else in.
+    return sidecar.frame_name.format(index=index)
+
+
 def promised_steps(sidecar: Sidecar) -> frozenset[int]:
     """The steps that must have frames by the sidecar's word: those it calls lost, and once it is final all that it counts."""
     indices = set(sidecar.lost)
