@@ -142,7 +142,7 @@ def test_a_frame_that_was_fed_must_stay_the_file_that_it_was(fact: str) -> None:
     """Whatever changes about a fed frame, what was encoded of it may be wrong; one that has not been fed may still change."""
     promised = kept(going_on(3)).run
     now = going_on(4)
-    rewritten = replace(now.frames[1], **{fact: 999})
+    rewritten = replace(now.frames[1], **{fact: 999})  # type: ignore[arg-type]
     changed = replace(now, frames=(now.frames[0], rewritten, *now.frames[2:]))
     assert "the frame of step 2 was rewritten" in differs(promised, changed, 3)
     assert differs(promised, changed, 1) == ""
