@@ -20,6 +20,8 @@ class Encoding:
     options: tuple[tuple[str, str], ...]
     pixels: str
     """ffmpeg's name of the pixel format that the encoder is given."""
+    follows: bool = False
+    """Options that depend on the timeline are added by `tuning`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,8 @@ class Codec:
     """What a demuxer calls the stream, to recognise it again."""
     qualities: Mapping[str, Encoding]
     """default, classic, high, small."""
+    stills: Mapping[str, Encoding] = field(default_factory=dict)
+    """The same for one encoded picture for each image; a quality that is not in here is encoded as it always is."""
     quality_option: str | None = None
     """Encoder option that ``crf: N`` and ``max_size`` move; None: there is none."""
     coarsest: int = 0
@@ -66,6 +70,12 @@ class Codec:
 
 def _x264(preset: str, crf: int) -> Encoding:
     return Encoding(encoder="libx264", options=(("preset", preset), ("crf", str(crf))), pixels="yuv420p")
+
+
+def _tuned_x264(preset: str, crf: int, *params: str) -> Encoding:
+    """Made for images with cross-fades between them, see `tuning`. No scene cuts: a jump is a cross-fade like any other."""
+    chosen = ":".join(("scenecut=0", "sync-lookahead=0", *params))
+    return Encoding(encoder="libx264", options=(("preset", preset), ("crf", str(crf)), ("x264-params", chosen)), pixels="yuv420p", follows=True)
 
 
 def _x265(preset: str, crf: int) -> Encoding:
@@ -116,11 +126,13 @@ _TABLE = (
         muxer="mp4",
         stream="h264",
         qualities={
-            "default": _x264("medium", 23),
+            # superfast, but for the one thing of veryfast that matters here: bits go to what later pictures are made of.
+            "default": _tuned_x264("superfast", 20, "mbtree=1"),
             "classic": _x264("medium", 23),
             "high": _x264("medium", 17),
             "small": _x264("slow", 28),
         },
+        stills={"default": _tuned_x264("veryfast", 24)},
         quality_option="crf",
         coarsest=45,
         finest=1,

@@ -14,9 +14,10 @@ from stepwatch.core.model import Frame, FrameFacts, Run, Survey
 from stepwatch.core.naming import printable
 from stepwatch.core.policy import OutputPolicy, Policy
 from stepwatch.core.timeline import Timeline, make_timeline
+from stepwatch.core.tuning import tuned
 from stepwatch.errors import ConfigError, DamagedFramesError, MissingToolError, NoFramesError
 
-RENDERER = 1
+RENDERER = 2
 """Raised whenever the same plan would give another animation, so that old outputs are not taken for the new one."""
 
 
@@ -42,7 +43,14 @@ class OutputPlan:
     @property
     def coarse(self) -> bool:
         """Whether the encode may be worse than the qualities that stepwatch itself offers."""
-        return self.encoding not in self.codec.qualities.values()
+        option = self.codec.quality_option
+        if option is None:
+            return False
+        offered = [*self.codec.qualities.values(), *self.codec.stills.values()]
+        values = [int(dict(one.options)[option]) for one in offered if one.encoder == self.encoding.encoder]
+        worst = min(values) if self.codec.coarsest < self.codec.finest else max(values)
+        value = int(dict(self.encoding.options)[option])
+        return value != worst and (value < worst) == (self.codec.coarsest < self.codec.finest)
 
     @property
     def pictures(self) -> int:
@@ -199,7 +207,7 @@ def plan_output(
 ) -> OutputPlan:
     """Decide one output for *count* images."""
     codec = CODECS[output.codec]
-    encoding, quality = encoding_for(codec, output.quality)
+    encoding, _ = encoding_for(codec, output.quality)
     if encoding.encoder not in encoders:
         there = sorted(name for name, other in CODECS.items() if any(choice.encoder in encoders for choice in other.qualities.values()))
         raise MissingToolError(
@@ -227,9 +235,10 @@ def plan_output(
         fps = 2 / timeline.duration
         timeline, variable = Timeline(order=(0,), fps=fps, interpolation="none", pictures=2, head=0, tail=0), False
     width, height = output_size(canvas, codec)
+    encoding, quality = encoding_for(codec, output.quality, still=variable)
     return OutputPlan(
         codec=codec,
-        encoding=encoding,
+        encoding=tuned(encoding, timeline, variable=variable),
         quality=quality,
         fps=fps,
         timeline=timeline,
@@ -257,10 +266,14 @@ def output_size(canvas: tuple[int, int], codec: Codec) -> tuple[int, int]:
     return width, height
 
 
-def encoding_for(codec: Codec, quality: str | int) -> tuple[Encoding, str]:
-    """The encoder call for a policy's ``quality``, and its name for people; ConfigError where the codec has no such knob."""
+def encoding_for(codec: Codec, quality: str | int, *, still: bool = False) -> tuple[Encoding, str]:
+    """The encoder call for a policy's ``quality``, and its name for people; ConfigError where the codec has no such knob.
+
+    With *still* the one for one encoded picture for each image.
+    """
+    offered = {**codec.qualities, **(codec.stills if still else {})}
     if not isinstance(quality, int):
-        return codec.qualities[quality], quality
+        return offered[quality], quality
     if codec.quality_option != "crf":
         raise ConfigError(
             (f"outputs.quality: {codec.name} has no crf (got crf: {quality}); default, classic, high or small would be right",),
@@ -269,7 +282,7 @@ def encoding_for(codec: Codec, quality: str | int) -> tuple[Encoding, str]:
     highest = 63 if codec.name in ("av1", "vp9") else 51
     if not 0 <= quality <= highest:
         raise ConfigError((f"outputs.quality: crf of {codec.name} goes from 0 to {highest} (got {quality}); {low} to {high} is useful",))
-    return with_option(codec.qualities["default"], "crf", quality), f"crf: {quality}"
+    return with_option(offered["default"], "crf", quality), f"crf: {quality}"
 
 
 def with_option(encoding: Encoding, name: str, value: int) -> Encoding:

@@ -1,0 +1,56 @@
+"""Encoder options that follow from the timeline: where the pictures lie that the others are made of.
+
+Theory of operation. A cross-fade is what B-frames are: where every image of the run is a P-frame, and the pictures between two images are
+B-frames, the encoder's own weighted prediction gives the whole cross-fade for a few bytes and hardly any work. ffmpeg offers no way to set the
+type of each frame, but with its decisions switched off x264 repeats one pattern, and that is made as long as an image is shown: the *rhythm*.
+Where that is no whole number, or a hold shifts the images, the P-frames come to lie beside the images; that costs a few per cent of bytes.
+
+The B-frames refer to P-frames only, never to one another, so that a decoder needs two pictures of memory whatever their number.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+from stepwatch.core.codecs import Encoding
+from stepwatch.core.timeline import Timeline, half_up
+
+LONGEST_RHYTHM = 16
+"""Pictures from one P-frame to the next; an image that is shown for longer has several. x264 and x265 take no more than 16 B-frames in a row."""
+KEYFRAME_EVERY = 250
+"""Pictures between key frames, at most: as far as a player goes back to seek."""
+SHORTEST_LOOKAHEAD, LONGEST_LOOKAHEAD = 16, 32
+"""Pictures that the encoder sees in advance, so that it knows what is worth its bits: two images, within these limits."""
+
+
+def tuned(encoding: Encoding, timeline: Timeline, *, variable: bool) -> Encoding:
+    """*encoding* with what follows from *timeline*; *variable* outputs have one encoded picture for each image."""
+    if not encoding.follows:
+        return encoding
+    if encoding.encoder == "libx264":
+        return _with(encoding, "x264-params", _x264(rhythm(timeline), variable=variable))
+    return encoding
+
+
+def _with(encoding: Encoding, name: str, more: str) -> Encoding:
+    return replace(encoding, options=tuple((key, f"{value}:{more}" if key == name else value) for key, value in encoding.options))
+
+
+def rhythm(timeline: Timeline) -> int:
+    """Pictures from one P-frame to the next: a whole image, or an equal part of one that is shown for long."""
+    if timeline.dense:
+        return 1
+    shown = Fraction(timeline.pictures, timeline.positions)
+    return max(1, half_up(shown / math.ceil(shown / LONGEST_RHYTHM)))
+
+
+def _x264(pictures: int, *, variable: bool) -> str:
+    if variable:
+        return f"rc-lookahead={SHORTEST_LOOKAHEAD}"
+    if pictures == 1:
+        return f"b-pyramid=none:rc-lookahead={SHORTEST_LOOKAHEAD}:keyint={KEYFRAME_EVERY}"
+    lookahead = min(max(2 * pictures, SHORTEST_LOOKAHEAD), LONGEST_LOOKAHEAD)
+    keyint = KEYFRAME_EVERY // pictures * pictures
+    return f"bframes={pictures - 1}:b-adapt=0:b-pyramid=none:rc-lookahead={lookahead}:keyint={keyint}"
