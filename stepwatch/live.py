@@ -137,12 +137,11 @@ class Live:
 
         A draft that could be served has its ``temporary`` then; the others are as they were. Raises Interrupted.
         """
-        reason = differs(self._run, plan.run, 0)
+        fed = self.fed  # Before the run, which is one ahead of it for a moment.
+        reason = differs(self._run, plan.run, fed)
         if len(plan.run.frames) < self.promised:
             reason = f"it has {len(plan.run.frames)} of {self.promised} frames"
-        if reason:
-            self.close()
-        else:
+        if not reason:
             self.look(plan.run)
             # The tail may still be encoded. It ends by itself, or by the encoder's own limits when nothing moves any more.
             while not self._over.wait(PATIENCE):
@@ -151,6 +150,10 @@ class Live:
             reason = self.refused
         if not reason and any(self._digests.get(frame, "") != digests.get(frame.name) for frame in plan.frames):
             reason = "a frame is not what it was when it was encoded"
+        if reason:
+            # Its files go before others are made beside them.
+            self.close()
+            self.join()
         served = [] if reason else [draft for draft in drafts if self._serve(draft, workspace)]
         if len(served) < len(drafts):
             reason = reason or "the policy, or what is known of the run, has changed"
@@ -187,6 +190,8 @@ class Live:
         self._news()
         if not self.refused:
             self._released.wait()
+        # Somebody else may be about to write into an output folder that was made here; empty, it is in nobody's way.
+        self._workspace.keep_folders()
         with self._workspace, self._changed:
             if not self._claimed:
                 self._call_off()

@@ -101,6 +101,9 @@ class Workspace:
     def keep(self, path: Path) -> None:
         self._files.discard(path)
 
+    def keep_folders(self) -> None:
+        self._folders.clear()
+
     def adopt(self, path: Path) -> None:
         """Take over a temporary file that another workspace has kept."""
         self._files.add(path)

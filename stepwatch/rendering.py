@@ -70,6 +70,18 @@ class Options:
     """Bytes; with less on the disk of an output, nothing is rendered."""
 
 
+def require_space(resolved: config.Resolved, least: int) -> None:
+    """Raise EnvironmentFault where the disk of an output has less than *least* bytes free, which the service file may ask for."""
+    for folder in set(resolved.output_dirs) if least else ():
+        place = next(one for one in (folder, *folder.parents) if one.exists())
+        free = shutil.disk_usage(place).free
+        if free < least:
+            raise EnvironmentFault(
+                f"only {free / 1e6:.0f} MB are free for {printable(str(folder))}, and daemon.min_free_space is {least / 1e6:.0f} MB",
+                hint="make room: it goes on by itself",
+            )
+
+
 class Accelerator(Protocol):
     """What may have encoded some outputs already."""
 
@@ -204,18 +216,6 @@ class Rendering:
 
     # --- what is remembered ---
 
-    def _require_space(self) -> None:
-        """Raise EnvironmentFault where the disk of an output is fuller than the service file allows."""
-        least = self.options.min_free_space
-        for folder in set(self.resolved.output_dirs) if least and self.options.destination is None else ():
-            place = next(one for one in (folder, *folder.parents) if one.exists())
-            free = shutil.disk_usage(place).free
-            if free < least:
-                raise EnvironmentFault(
-                    f"only {free / 1e6:.0f} MB are free for {printable(str(folder))}, and daemon.min_free_space is {least / 1e6:.0f} MB",
-                    hint="make room: it goes on by itself",
-                )
-
     def _recordable(self, plan: RenderPlan, drafts: Sequence[Draft], outputs: Sequence[OutputResult], whole: str) -> Render:
         published = [_as_published(output, plan=draft.digest) for draft, output in zip(drafts, outputs, strict=True)]
         render = self._render_of(plan, published, whole, incomplete=plan.incomplete, shown=Role.SHOWN)
@@ -268,7 +268,8 @@ class Rendering:
         facts = metadata.gather(self.run.sidecar, {**texts, **store.read_workflow(self.run)}, hints=hints)
         if self.options.dry_run:
             return self._dry_run(plan, facts)
-        self._require_space()
+        if self.options.destination is None:
+            require_space(self.resolved, self.options.min_free_space)
         self._take_digests(plan)
         whole = generation(self.run.frames, self.digests)
         adopted = self._adopted(plan, whole)

@@ -54,7 +54,7 @@ from stepwatch.errors import (
 from stepwatch.ledger import Ledger, open_receipts
 from stepwatch.live import Live
 from stepwatch.passes import Observer
-from stepwatch.rendering import Options, Rendering
+from stepwatch.rendering import Options, Rendering, require_space
 
 __all__ = [
     "Means",
@@ -399,6 +399,7 @@ def go_live(run: Run, resolved: config.Resolved, *, means: Means, nice: int, new
         return None
 
     def begin() -> None:
+        require_space(resolved, means.options.min_free_space)
         ledger.begin_attempt(run.key, run.run_id, run.name, str(resolved.watched), fingerprint(run), time.time(), _jitter())
 
     def call_off() -> None:

@@ -1,0 +1,458 @@
+"""A run that is encoded while it goes on: what is taken over, what is thrown away, and what is left behind, with real frames and a real ffmpeg."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from stepwatch import encoder, store, tags, visit
+from stepwatch.config import load_service, resolve_for
+from stepwatch.core.lifecycle import Do, Now, fingerprint
+from stepwatch.core.metadata import read_identity
+from stepwatch.core.model import Run
+from stepwatch.errors import MissingToolError
+from stepwatch.live import Live
+from tests.conftest import Daemon, sidecar_for, write_frame
+
+SIZE = (48, 32)
+PLANNED = 6
+
+
+class Ears:
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, run_name: str, sentence: str, *, level: str = "info") -> None:
+        self.said.append(sentence)
+
+    def progress(self, run_name: str, label: str, done: int, total: int, speed: float | None) -> None:
+        pass
+
+    def finished(self, run_name: str) -> None:
+        pass
+
+    @property
+    def encodes(self) -> int:
+        """ffmpegs that were given pixels."""
+        return sum("-f rawvideo -framerate" in sentence for sentence in self.said)
+
+    @property
+    def thrown_away(self) -> str:
+        return next((sentence for sentence in self.said if "thrown away" in sentence), "")
+
+
+class Stage:
+    """A run that is written frame by frame, and what a daemon does with it, one thing at a time."""
+
+    def __init__(self, place: Path, ffmpeg: str, policy: Mapping[str, Any] | None = None, *, planned: int = PLANNED) -> None:
+        self.watched = place / "watched"
+        self.folder = self.watched / "run"
+        self.folder.mkdir(parents=True)
+        self.planned = planned
+        self.ffmpeg = ffmpeg
+        self.ears = Ears()
+        self.stop = threading.Event()
+        self.over = threading.Event()
+        self.records = visit.open_records(place / "state")
+        self.service_file = place / "service.yaml"
+        self.set_policy(policy or {})
+        self.live: Live | None = None
+
+    def set_policy(self, policy: Mapping[str, Any]) -> None:
+        timeline = {"duration": "1s", "fps": 12, "hold_last": "250ms", **policy.get("timeline", {})}
+        rest = {key: value for key, value in policy.items() if key != "timeline"}
+        chosen = {"outputs": [{"codec": "h264", "name": "{run}"}], **rest, "timeline": timeline}
+        self.service_file.write_text(json.dumps({"version": 1, "watch": [{"path": str(self.watched)}], "policy": chosen}))
+        self.service_file.chmod(0o600)
+        self.service = load_service(self.service_file)
+
+    @property
+    def out(self) -> Path:
+        return self.watched / "animation"
+
+    def say(self, state: str = "running", count: int | None = None, **facts: Any) -> None:
+        """Write the sidecar."""
+        there = len(list(self.folder.glob("0*.png"))) if count is None else count
+        told = sidecar_for(self.folder, there, names="{index:05d}.png", state=state, size=SIZE)
+        told["generation"] = {**told["generation"], "steps": self.planned}  # type: ignore[dict-item]
+        told["frames"] = {**told["frames"], "planned": self.planned}  # type: ignore[dict-item]
+        (self.folder / ".run.json").write_text(json.dumps(told | facts))
+        os.replace(self.folder / ".run.json", self.folder / "run.json")
+
+    def frame(self, index: int, *, step: int | None = None, size: tuple[int, int] = SIZE) -> None:
+        write_frame(self.folder / f".{index}.png", step=step or index + 1, size=size)
+        os.replace(self.folder / f".{index}.png", self.folder / f"{index:05d}.png")
+
+    def read(self) -> Run:
+        return store.runs_in(self.folder, pattern=None)[0]
+
+    def resolved(self) -> Any:
+        return resolve_for(self.folder, service=self.service, watched=self.watched)
+
+    def means(self) -> visit.Means:
+        return visit.Means(
+            records=self.records,
+            ffmpeg=lambda: self.ffmpeg,
+            options=visit.Options(verbose=True),
+            observer=self.ears,
+            stop=self.stop,
+            now=lambda: Now(awake=1000.0, wall=time.time()),
+            max_attempts=4,
+        )
+
+    def begin(self) -> Live | None:
+        self.live = visit.go_live(self.read(), self.resolved(), means=self.means(), nice=0, news=self.over.set)
+        return self.live
+
+    def look(self) -> None:
+        assert self.live is not None
+        self.live.look(self.read())
+
+    def record(self, indices: Sequence[int]) -> None:
+        """Frame after frame, each with a look at it."""
+        for index in indices:
+            self.frame(index)
+            self.look() if self.live else self.begin()
+
+    def wait(self, holds: Callable[[], object]) -> None:
+        end = time.monotonic() + 30
+        while not holds():
+            assert time.monotonic() < end, self.ears.said
+            time.sleep(0.01)
+
+    def refusal(self) -> str:
+        """Wait until the live encode is given up, and return why."""
+        assert self.live is not None
+        assert self.over.wait(30), self.ears.said
+        return self.live.refused
+
+    def advance(self) -> visit.Step:
+        """What the daemon does with the run as it is."""
+        run = self.read()
+        sighting = visit.Sighting(fingerprint=fingerprint(run), since=0.0, age=900.0)
+        step = visit.advance(
+            run.key, find=lambda _: (self.read(), self.resolved()), sighting=sighting, succeeded=False, means=self.means(), live=self.live
+        )
+        assert step is not None
+        return step
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.close()
+            self.live.join()
+        self.records.ledger.close()
+
+    @property
+    def leftovers(self) -> list[str]:
+        return sorted(path.name for path in self.watched.rglob(".stepwatch-*"))
+
+
+@pytest.fixture
+def stage(tmp_path: Path, ffmpeg: str) -> Any:
+    """Makes the stage of one run; what is left open is closed."""
+    stages: list[Stage] = []
+
+    def make(policy: Mapping[str, Any] | None = None, *, program: str = ffmpeg, planned: int = PLANNED) -> Stage:
+        stages.append(Stage(tmp_path / str(len(stages)), program, policy, planned=planned))
+        stages[-1].say()
+        return stages[-1]
+
+    yield make
+    for one in stages:
+        one.close()
+
+
+BLEND: Mapping[str, Any] = {}
+NONE: Mapping[str, Any] = {"timeline": {"interpolation": "none"}}
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        BLEND,
+        NONE,
+        {"timeline": {"interpolation": "none", "hold_first": "500ms"}, "outputs": [{"codec": "h264", "name": "{run}", "constant_rate": True}]},
+        {"timeline": {"fps": 3}},
+        {"frames": {"skip_first": 2, "every": 2}},
+        {"size": {"scale": "64x64"}, "outputs": [{"codec": "h264", "name": "{run}", "quality": "classic"}], "metadata": {"mp4": "apple"}},
+        {"outputs": [{"codec": codec, "name": "{run}"} for codec in ("h264", "vp9", "prores")]},
+        {"outputs": [{"codec": codec, "name": "{run}"} for codec in ("h265", "av1")], "size": {"scale": 96}},
+        {"outputs": [{"codec": codec, "name": "{run}"} for codec in ("webp", "apng")], "metadata": {"include": "none"}},
+    ],
+    ids=["blend", "none", "constant-rate", "dense", "skipping", "scaled-classic-apple", "h264-vp9-prores", "h265-av1", "webp-apng"],
+)
+def test_what_was_encoded_live_is_the_animation(stage: Any, policy: Mapping[str, Any]) -> None:
+    """A run that keeps its promise is encoded once, while it goes on; what is published says of itself just what one from the disk would."""
+    here = stage(policy)
+    here.record(range(PLANNED))
+    here.wait(lambda: here.live.over)
+    assert here.live.refused == ""
+    here.say("complete")
+    step = here.advance()
+    assert step.error is None
+    assert here.ears.thrown_away == ""
+    outputs = step.result.outputs
+    assert here.ears.encodes == len(outputs)
+    again = here.records.ledger.get(here.read().key)
+    assert [Path(output.path).exists() for output in again.renders[-1].outputs] == [True] * len(outputs)
+    assert again.attempts.count == 0
+    for output in outputs:
+        said = read_identity(tags.read(Path(output.path), ffmpeg=here.ffmpeg))
+        assert said is not None
+        assert (said.run, said.generation) == ("run", again.renders[-1].generation)
+    # Another visit of the same frames finds it, and takes it for what it would have made itself.
+    options = visit.Options()
+    repeated = visit.visit(here.read(), here.resolved(), ffmpeg=here.ffmpeg, options=options, observer=here.ears, stop=here.stop)
+    assert [output.exists for output in repeated.outputs] == [True] * len(outputs), here.ears.said
+    here.close()
+    assert here.leftovers == []
+
+
+def test_frames_that_came_before_anybody_looked_are_caught_up_with(stage: Any) -> None:
+    """A daemon that starts in the middle of a run, or whose encoder is slow, feeds what is there, in order."""
+    here = stage()
+    for index in range(4):
+        here.frame(index)
+    here.begin()
+    here.wait(lambda: here.live.fed == 4)
+    here.record(range(4, PLANNED))
+    here.say("complete")
+    assert here.advance().error is None
+    assert (here.ears.encodes, here.ears.thrown_away) == (1, "")
+
+
+def test_a_visit_waits_for_the_tail(stage: Any) -> None:
+    """Where the last frames and the sidecar's last word come at once, the visit waits for the encoder, and does not begin anew."""
+    here = stage()
+    here.record(range(2))
+    for index in range(2, PLANNED):
+        here.frame(index)
+    here.say("complete")
+    assert here.advance().error is None
+    assert (here.ears.encodes, here.ears.thrown_away) == (1, "")
+
+
+def rewrite_fed(here: Stage) -> None:
+    here.wait(lambda: here.live and here.live.fed == 3)
+    here.frame(1, step=9)
+
+
+def remove_fed(here: Stage) -> None:
+    here.wait(lambda: here.live and here.live.fed == 3)
+    (here.folder / "00000.png").unlink()
+
+
+def damage(here: Stage) -> None:
+    path = here.folder / "00003.png"
+    here.frame(3)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def promise_less(here: Stage) -> None:
+    here.planned = 5
+    here.say()
+
+
+SURPRISES: Mapping[str, Callable[[Stage], object]] = {
+    "a fed frame is rewritten": rewrite_fed,
+    "a frame is damaged": damage,
+    "a frame has another size": lambda here: here.frame(3, size=(32, 48)),
+    "the promise changes": promise_less,
+    "a frame is lost": lambda here: here.say(frames={"name": "{index:05d}.png", "planned": 6, "lost": [3], "width": 48, "height": 32}),
+    "a fed frame goes away": remove_fed,
+    "there are more than promised": lambda here: here.frame(PLANNED),
+    "the run ends early": lambda here: here.say("complete"),
+}
+
+
+@pytest.mark.parametrize("surprise", SURPRISES)
+def test_any_surprise_throws_the_live_encode_away_and_the_run_is_rendered_from_the_disk(stage: Any, surprise: str) -> None:
+    """Whatever is not as promised ends it at once, leaves nothing behind, costs no attempt, and the animation has what is really there."""
+    here = stage()
+    here.record(range(3))
+    SURPRISES[surprise](here)
+    here.look()
+    assert here.refusal()
+    here.wait(lambda: here.live.gone)
+    assert here.leftovers == []
+    assert here.records.ledger.get(here.read().key).attempts.count == 0
+    here.say("complete")
+    step = here.advance()
+    assert step.error is None
+    assert step.result.found == len(list(here.folder.glob("0*.png")))
+    assert Path(step.result.outputs[0].path).exists()
+
+
+def test_a_frame_rewritten_behind_the_encoder_is_not_taken_over(stage: Any) -> None:
+    """A frame that changes after everything was encoded is seen by the visit, which then encodes what is there now."""
+    here = stage()
+    here.record(range(PLANNED))
+    here.wait(lambda: here.live.over)
+    here.frame(2, step=11)
+    here.say("complete")
+    step = here.advance()
+    assert step.error is None
+    assert "rewritten" in here.ears.thrown_away
+    assert here.ears.encodes == 2
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        ({"timeline": {"duration": "2s"}}, "policy"),
+        ({"outputs": [{"codec": "h264", "name": "{run}", "dir": "elsewhere"}]}, "policy"),
+        ({"metadata": {"author": "somebody"}}, "policy"),
+    ],
+)
+def test_an_edited_policy_counts(stage: Any, edit: Mapping[str, Any], words: str) -> None:
+    """The policy that counts is that of the end: what was encoded by an earlier one is thrown away."""
+    here = stage()
+    here.record(range(PLANNED))
+    here.wait(lambda: here.live.over)
+    here.set_policy(edit)
+    here.say("complete")
+    step = here.advance()
+    assert step.error is None
+    assert words in here.ears.thrown_away
+    assert here.ears.encodes == 2
+
+
+def test_one_output_that_fails_does_not_spoil_the_other(stage: Any, tmp_path: Path, ffmpeg: str) -> None:
+    """An ffmpeg that dies takes its own output with it: the other is taken over, and the failed one rendered from the disk."""
+    broken = tmp_path / "broken"
+    mark = tmp_path / "failed-once"
+    broken.write_text(
+        f'#!/bin/sh\ncase "$*" in *pipe:0*libvpx*) [ -e {mark} ] || {{ touch {mark}; echo "[error] no" >&2; exit 3; }};; esac\nexec "{ffmpeg}" "$@"\n'
+    )
+    broken.chmod(0o755)
+    here = stage({"outputs": [{"codec": "h264", "name": "{run}"}, {"codec": "vp9", "name": "{run}"}]}, program=str(broken))
+    here.record(range(PLANNED))
+    here.wait(lambda: here.live.over)
+    here.say("complete")
+    step = here.advance()
+    assert step.error is None
+    assert [Path(output.path).suffix for output in step.result.outputs] == [".mp4", ".webm"]
+    assert (here.ears.encodes, mark.exists()) == (3, True)
+
+
+def test_no_ffmpeg_costs_the_head_start_alone(stage: Any) -> None:
+    """A live encode that cannot begin is no failure of the run."""
+    here = stage(program="/nowhere/ffmpeg")
+    here.record(range(3))
+    with pytest.raises(MissingToolError):
+        encoder.capabilities("/nowhere/ffmpeg")
+    assert "cannot be" in here.refusal()
+    here.wait(lambda: here.live.gone)
+    assert here.records.ledger.get(here.read().key).attempts.count == 0
+
+
+def test_what_killed_a_daemon_is_not_encoded_live_again(stage: Any) -> None:
+    """The attempt stands until it is taken back: a run whose live encode ended with its daemon is rendered when it has ended, and not before."""
+    here = stage()
+    here.record(range(3))
+    here.wait(lambda: here.live.fed == 3)
+    assert here.records.ledger.get(here.read().key).attempts.count == 1
+    assert visit.go_live(here.read(), here.resolved(), means=here.means(), nice=0, news=lambda: None) is None
+    here.live.close()
+    here.live.join()
+    assert here.records.ledger.get(here.read().key).attempts.count == 0
+    assert here.leftovers == []
+
+
+def test_frames_are_not_read_again_when_they_were_read_live(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The visit knows the contents of files that are the very ones that were fed."""
+    here = stage()
+    here.record(range(PLANNED))
+    here.wait(lambda: here.live.over)
+    here.say("complete")
+    reads: list[str] = []
+    real = Image.Image.load
+    monkeypatch.setattr("stepwatch.frames.read", lambda *_: reads.append("read"))
+    monkeypatch.setattr("stepwatch.frames.digest", lambda *_: reads.append("digest"))
+    monkeypatch.setattr("stepwatch.frames.decode", lambda *_, **__: reads.append("decode"))
+    assert here.advance().action.do is Do.RENDER
+    assert reads == []
+    assert real is Image.Image.load
+
+
+# --- in the daemon ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_daemon_encodes_while_a_run_goes_on(daemon: Daemon) -> None:
+    """A run that a hook writes into a watched folder is encoded once, its progress is in the status, and nothing is left of it but the animation."""
+    daemon.start("-v")
+    run = daemon.watched / "run"
+    run.mkdir()
+
+    def say(state: str, count: int) -> None:
+        told = sidecar_for(run, count, names="{index:05d}.png", state=state, size=SIZE)
+        told["frames"] = {**told["frames"], "planned": 5}  # type: ignore[dict-item]
+        told["generation"] = {}
+        (run / ".run.json").write_text(json.dumps(told))
+        os.replace(run / ".run.json", run / "run.json")
+
+    say("running", 0)
+    for index in range(5):
+        write_frame(run / f".{index}.png", step=index + 1, size=SIZE)
+        os.replace(run / f".{index}.png", run / f"{index:05d}.png")
+        daemon.wait_until(lambda: "encoded while it goes on: 5 frames are promised" in daemon.log)
+    say("complete", 5)
+    daemon.wait_until(lambda: daemon.animations() == ["run.mp4"])
+    daemon.wait_at_rest()
+    assert daemon.log.count("-f rawvideo -framerate") == 1
+    assert daemon.leftovers() == []
+    assert daemon.end() == 0
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+def test_a_daemon_that_ends_leaves_no_encoder_and_the_next_one_renders(daemon: Daemon, how: str) -> None:
+    """However a daemon ends in the middle of a live encode, its ffmpeg ends too, and the run gets its one animation from the next daemon."""
+    daemon.configure({"detect": {"stall": "60s"}})
+    daemon.start("-v")
+    run = daemon.watched / "run"
+    run.mkdir()
+    told = sidecar_for(run, 0, names="{index:05d}.png", state="running", size=SIZE)
+    told["frames"] = {**told["frames"], "planned": 5}  # type: ignore[dict-item]
+    (run / "run.json").write_text(json.dumps(told))
+    for index in range(3):
+        write_frame(run / f"{index:05d}.png", step=index + 1, size=SIZE)
+    daemon.wait_until(lambda: "-f rawvideo -framerate" in daemon.log)
+    assert daemon.process is not None
+    if how == "SIGTERM":
+        assert daemon.end() == 0
+        assert daemon.leftovers() == []
+    else:
+        daemon.process.kill()
+        daemon.process.wait()
+    daemon.wait_until(lambda: not _encoders(daemon.watched))
+    daemon.start()
+    for index in range(3, 5):
+        write_frame(run / f"{index:05d}.png", step=index + 1, size=SIZE)
+    (run / "run.json").write_text(json.dumps(sidecar_for(run, 5, names="{index:05d}.png", state="complete", size=SIZE)))
+    daemon.wait_until(lambda: daemon.animations() == ["run.mp4"])
+    daemon.wait_at_rest()
+    assert daemon.leftovers() == []
+    assert daemon.animations() == ["run.mp4"]
+
+
+def _encoders(watched: Path) -> list[str]:
+    """Processes that write below a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            said = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(watched / "animation") in said:
+            found.append(process.name)
+    return found
