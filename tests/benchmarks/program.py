@@ -34,7 +34,8 @@ class Program:
     @property
     def environment(self) -> Mapping[str, str]:
         places = dict.fromkeys(("XDG_STATE_HOME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(self.home))
-        return {**os.environ, **places}
+        # An installed program has its bytecode, also where somebody keeps Python from leaving any.
+        return {name: value for name, value in {**os.environ, **places}.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def command(self, *arguments: str) -> list[str]:
         return [executable(), *arguments[:1], "-c", str(self.service_file), *arguments[1:]]
