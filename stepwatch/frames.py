@@ -40,6 +40,8 @@ MAX_PIXELS = 160_000_000
 """Pixels of the largest frame that is decoded; a larger one is refused by its header."""
 MAX_BYTES = 1 << 30
 """Bytes of the largest file that is read."""
+KEPT = 32 << 20
+"""Bytes of files that are kept from their digest to their decode: a hundred steps of 512x512."""
 THUMBNAIL = 32
 """Width and height of a thumbnail."""
 
@@ -414,16 +416,58 @@ def decode(folder: str, frame: Frame, *, scale: int = 1) -> Decoded:
     Raises FrameError for everything that is wrong with the frame, EnvironmentFault when the disk or the machine is at fault.
     """
     with _opened(folder, frame.name) as file:
-        try:
-            header = _read_header(file)
-            if header.width * header.height * scale * scale > MAX_PIXELS:
-                raise _Unusable(f"is too large: {header.width}x{header.height} pixels enlarged {scale} times")
-            file.seek(0)
-            source = _Source(file)
-            pixels = _whole(source, header)
-        except _Unusable as error:
-            raise FrameError(frame.name, str(error)) from error
-        sha256 = source.finish()
+        return _decoded(_Source(file), frame, scale)
+
+
+class Reader:
+    """Reads the file of each frame of a folder once for both, its digest and its pixels.
+
+    What a digest was taken of is kept until it is decoded: `KEPT` bytes at most, so memory does not grow with the number of frames. What finds no
+    room is read again for its pixels, and digested again, for it may be another file by then.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._kept: dict[str, tuple[bytes, str]] = {}
+        self._room = KEPT
+
+    def digest(self, frame: Frame, *, keep: bool) -> str:
+        """As `digest`; with *keep* its bytes are likely to be asked for."""
+        if not keep or frame.size > self._room:
+            return digest(self._folder, frame)
+        sha256 = hashlib.sha256()
+        with _opened(self._folder, frame.name, buffering=0) as file:
+            data = file.read(frame.size)
+            sha256.update(data)
+            whole = len(data) == frame.size
+            while block := file.read(_BLOCK):
+                sha256.update(block)
+                whole = False
+        found = sha256.hexdigest()
+        if whole:
+            self._kept[frame.name] = data, found
+            self._room -= len(data)
+        return found
+
+    def decode(self, frame: Frame, *, scale: int = 1) -> Decoded:
+        """As `decode`; bytes that were kept are let go."""
+        if frame.name not in self._kept:
+            return decode(self._folder, frame, scale=scale)
+        data, known = self._kept.pop(frame.name)
+        self._room += len(data)
+        return _decoded(_Source(io.BytesIO(data), known), frame, scale)
+
+
+def _decoded(source: _Source, frame: Frame, scale: int) -> Decoded:
+    try:
+        header = _read_header(source.file)
+        if header.width * header.height * scale * scale > MAX_PIXELS:
+            raise _Unusable(f"is too large: {header.width}x{header.height} pixels enlarged {scale} times")
+        source.file.seek(0)
+        pixels = _whole(source, header)
+    except _Unusable as error:
+        raise FrameError(frame.name, str(error)) from error
+    sha256 = source.finish()
     try:
         image = _to_rgb(_load(pixels, header), header)
         orientation = header.orientation
@@ -441,27 +485,29 @@ def decode(folder: str, frame: Frame, *, scale: int = 1) -> Decoded:
 
 
 class _Source:
-    """A file that is read once, from its start to its end, and hashed on the way."""
+    """A file that is read once, from its start to its end, and hashed on the way unless its digest is known."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, known: str = "") -> None:
+        self.file = file
+        self._known = known
         self._sha256 = hashlib.sha256()
         self._count = 0
 
     def read(self, count: int) -> bytes:
         """Return the next bytes, fewer only at the end of the file."""
-        data = self._file.read(count)
+        data = self.file.read(count)
         self._count += len(data)
         if self._count > MAX_BYTES:
             raise _Unusable(f"is too large (more than {MAX_BYTES} bytes)")
-        self._sha256.update(data)
+        if not self._known:
+            self._sha256.update(data)
         return data
 
     def finish(self) -> str:
         """Pass over what is left and return the digest of everything."""
-        while block := self._file.read(_BLOCK):
+        while not self._known and (block := self.file.read(_BLOCK)):
             self._sha256.update(block)
-        return self._sha256.hexdigest()
+        return self._known or self._sha256.hexdigest()
 
 
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")

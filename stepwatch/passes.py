@@ -180,6 +180,7 @@ class Passes:
         *,
         ffmpeg: str,
         digests: Mapping[str, str],
+        reader: frames.Reader,
         workspace: Workspace,
         observer: Observer,
         stop: threading.Event,
@@ -188,6 +189,7 @@ class Passes:
         self._plan = plan
         self._ffmpeg = ffmpeg
         self._digests = digests
+        self._reader = reader
         self._workspace = workspace
         self._observer = observer
         self._stop = stop
@@ -338,7 +340,7 @@ class Passes:
 
     def _decode(self, image: int) -> Image.Image:
         frame = self._plan.frames[image]
-        decoded = frames.decode(self._plan.run.key.folder, frame, scale=self._plan.scale)
+        decoded = self._reader.decode(frame, scale=self._plan.scale)
         if decoded.digest != self._digests.get(frame.name, decoded.digest):
             raise FramesChangedError(
                 f"frame {printable(frame.name)} changed while it was being rendered", hint="render again when nothing writes into the folder"

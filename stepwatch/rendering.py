@@ -121,6 +121,7 @@ class Rendering:
         self.plan: RenderPlan | None = None
         self.damaged: dict[str, str] = {}
         self.digests: dict[str, str] = dict(digests or {})
+        self._reader = frames.Reader(run.key.folder)
         self.render: Render | None = None
         """What there is to be recorded, once every output is published."""
         self.error: StepwatchError | None = None
@@ -326,15 +327,16 @@ class Rendering:
 
     def _take_digests(self, plan: RenderPlan) -> None:
         """Digest every frame of the run, shown or not: together they are the run's generation."""
+        chosen = {frame.name for frame in plan.frames}
         for frame in self.run.frames:
             if self.stop.is_set():
                 raise Interrupted("stopped by the user")
             if frame.name not in self.digests:
                 try:
-                    self.digests[frame.name] = frames.digest(self.run.key.folder, frame)
+                    self.digests[frame.name] = self._reader.digest(frame, keep=frame.name in chosen)
                 except frames.FrameError as error:
                     self.digests[frame.name] = ""
-                    if frame in plan.frames:
+                    if frame.name in chosen:
                         raise error from None
 
     def _named(self, plan: RenderPlan, facts: metadata.Facts) -> Iterator[Draft]:
@@ -433,6 +435,7 @@ class Rendering:
             plan,
             ffmpeg=self.ffmpeg,
             digests=self.digests,
+            reader=self._reader,
             workspace=workspace,
             observer=self.observer,
             stop=self.stop,

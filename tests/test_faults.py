@@ -813,22 +813,22 @@ def test_frames_that_change_under_a_complete_run_are_noticed(
 ) -> None:
     """Row 23: the sidecar says complete and the host still writes: never a mix of old and new; a frame that comes too late is simply not in it."""
     folder = make_run(steps=6)
-    original = frames.decode
+    original = frames.Reader.decode
     seen: list[str] = []
 
-    def decode(place: str, frame: Frame, *, scale: int = 1) -> frames.Decoded:
+    def decode(reader: frames.Reader, frame: Frame, *, scale: int = 1) -> frames.Decoded:
         seen.append(frame.name)
         if frame.name == "00003.png" and seen.count("00003.png") == 1:
-            target = Path(place) / "00004.png"
+            target = folder / "00004.png"
             if change == "rewritten":
                 write_frame(target, step=13)
             elif change == "gone":
                 target.unlink()
             else:
-                write_frame(Path(place) / "00006.png", step=7)
-        return original(place, frame, scale=scale)
+                write_frame(folder / "00006.png", step=7)
+        return original(reader, frame, scale=scale)
 
-    monkeypatch.setattr(frames, "decode", decode)
+    monkeypatch.setattr(frames.Reader, "decode", decode)
     ended = render(folder, meanwhile=[folder / "00004.png", folder / "00006.png"])
     if change == "one more":
         assert ended.code == 0

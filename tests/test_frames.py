@@ -508,6 +508,37 @@ def test_the_digest_is_of_the_bytes_that_were_decoded(tmp_path: Path) -> None:
         assert frames.read(str(tmp_path), frame()) == data
 
 
+def test_a_frame_is_read_once_for_its_digest_and_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is digested first is decoded from memory; what finds no room there, or is not wanted, is read again and has the digest of what is read."""
+    first, second = encoded(noise(), "PNG"), encoded(noise(seed=2), "PNG")
+    monkeypatch.setattr(frames, "KEPT", len(first) + len(second) // 2)
+    reader, there = frames.Reader(str(tmp_path)), {}
+    for name, data in (("a", first), ("b", second), ("c", first)):
+        (tmp_path / name).write_bytes(data)
+        there[name] = frame(name, len(data))
+    for name, data in (("a", first), ("b", second)):
+        assert reader.digest(there[name], keep=True) == hashlib.sha256(data).hexdigest()
+    for name in "ab":
+        (tmp_path / name).write_bytes(first if name == "b" else second)
+    kept, again = reader.decode(there["a"]), reader.decode(there["b"])
+    assert (kept.digest, kept.image.tobytes()) == (hashlib.sha256(first).hexdigest(), noise().tobytes())
+    assert (again.digest, again.image.tobytes()) == (hashlib.sha256(first).hexdigest(), noise().tobytes())
+    assert reader.decode(there["a"]).digest == hashlib.sha256(second).hexdigest(), "nothing is kept for longer than it is needed"
+    reader.digest(there["c"], keep=False)
+    (tmp_path / "c").write_bytes(second)
+    assert reader.decode(there["c"]).digest == hashlib.sha256(second).hexdigest()
+
+
+def test_a_frame_that_has_grown_is_digested_whole_and_not_kept(tmp_path: Path) -> None:
+    """Its size was read before; its digest is of all that is there now."""
+    data = encoded(noise(), "PNG")
+    (tmp_path / "f").write_bytes(data + b"more")
+    reader = frames.Reader(str(tmp_path))
+    assert reader.digest(frame("f", len(data)), keep=True) == hashlib.sha256(data + b"more").hexdigest()
+    (tmp_path / "f").write_bytes(data)
+    assert reader.decode(frame("f", len(data))).digest == hashlib.sha256(data).hexdigest()
+
+
 # --- pixels ----------------------------------------------------------------------------------------------------------------------
 
 

@@ -584,13 +584,13 @@ def test_a_limit_is_not_met_by_pictures_that_no_encoder_takes(tmp_path: Path, ea
 def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the frames that have been decoded, one entry each time."""
     names: list[str] = []
-    decode = frames.decode
+    decode = frames.Reader.decode
 
-    def counted(folder: str, frame: Frame, *, scale: int = 1) -> frames.Decoded:
+    def counted(reader: frames.Reader, frame: Frame, *, scale: int = 1) -> frames.Decoded:
         names.append(frame.name)
-        return decode(folder, frame, scale=scale)
+        return decode(reader, frame, scale=scale)
 
-    monkeypatch.setattr(frames, "decode", counted)
+    monkeypatch.setattr(frames.Reader, "decode", counted)
     return names
 
 

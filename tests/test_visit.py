@@ -126,13 +126,13 @@ def test_several_outputs_come_from_one_decode(make_run, ffmpeg: str, monkeypatch
     """Every frame is decoded once for three outputs; equal names get the codec."""
     folder = make_run(steps=5)
     decoded: list[str] = []
-    original = frames.decode
+    original = frames.Reader.decode
 
-    def counting(place, frame, *, scale=1):  # type: ignore[no-untyped-def]
+    def counting(reader, frame, *, scale=1):  # type: ignore[no-untyped-def]
         decoded.append(frame.name)
-        return original(place, frame, scale=scale)
+        return original(reader, frame, scale=scale)
 
-    monkeypatch.setattr(frames, "decode", counting)
+    monkeypatch.setattr(frames.Reader, "decode", counting)
     [result] = render(folder, ffmpeg, "outputs=[h264, h265, webp]")
     assert result.exit_code == 0
     assert sorted(decoded) == [f"{number:05d}.png" for number in range(5)]
@@ -217,18 +217,22 @@ def test_a_frame_that_turns_out_damaged_is_left_out_by_a_new_plan(make_run, ffmp
     assert "00003.png" in failed.reason
 
 
-def test_a_frame_that_changes_while_it_is_rendered_fails_the_render(make_run, make_frame, ffmpeg: str, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    """What is published is exactly the generation that was named; a writer that is still at work is noticed."""
+@pytest.mark.parametrize("kept", [0, frames.KEPT])
+def test_a_frame_that_changes_while_it_is_rendered_fails_the_render(  # type: ignore[no-untyped-def]
+    make_run, make_frame, ffmpeg: str, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    """Whether it is read once or twice, what is published is exactly the generation that was named; a writer that is still at work is noticed."""
     folder = make_run(steps=4)
-    original = frames.digest
+    original = frames.Reader.digest
 
-    def digest(place, frame):  # type: ignore[no-untyped-def]
-        found = original(place, frame)
+    def digest(reader, frame, *, keep):  # type: ignore[no-untyped-def]
+        found = original(reader, frame, keep=keep)
         if frame.name == "00003.png":
             make_frame(folder / "00002.png", step=77)
         return found
 
-    monkeypatch.setattr(frames, "digest", digest)
+    monkeypatch.setattr(frames.Reader, "digest", digest)
+    monkeypatch.setattr(frames, "KEPT", kept)
     [result] = render(folder, ffmpeg)
     assert result.exit_code == 1
     assert "00002.png changed" in result.reason
@@ -239,14 +243,14 @@ def test_an_interrupt_leaves_nothing_behind(make_run, ffmpeg: str, monkeypatch: 
     """Ctrl-C in the middle: no temporary file, no process, no animation."""
     folder = make_run(steps=8)
     stop = threading.Event()
-    original = frames.decode
+    original = frames.Reader.decode
 
-    def decode(place, frame, *, scale=1):  # type: ignore[no-untyped-def]
+    def decode(reader, frame, *, scale=1):  # type: ignore[no-untyped-def]
         if frame.name == "00004.png":
             stop.set()
-        return original(place, frame, scale=scale)
+        return original(reader, frame, scale=scale)
 
-    monkeypatch.setattr(frames, "decode", decode)
+    monkeypatch.setattr(frames.Reader, "decode", decode)
     with pytest.raises(Interrupted):
         render(folder, ffmpeg, "outputs=[h264, gif]", stop=stop)
     assert not (folder / "animation").exists()
