@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from stepwatch import system
 from stepwatch.core.naming import printable
@@ -174,7 +174,7 @@ class Encoder:
         self._process = system.start(self.argv, stdin=subprocess.PIPE, env=_environment())
         self._threads = [
             threading.Thread(target=work, name=f"ffmpeg-{work.__name__.strip('_')}", daemon=True)
-            for work in (self._write_images, self._read_progress, self._read_lines)
+            for work in (self._write_images, self._read_output, self._read_lines)
         ]
         try:
             for thread in self._threads:
@@ -304,7 +304,7 @@ class Encoder:
                 with contextlib.suppress(queue.Empty):
                     self._images.get(timeout=0.1)
 
-    def _read_progress(self) -> None:
+    def _read_output(self) -> None:
         pipe = self._process.stdout
         assert pipe is not None
         made, seen, speed = 0, -1, None
@@ -338,6 +338,64 @@ class Encoder:
                     self._first = self._first or line.strip()
             if self._on_line and level not in _CHATTER:
                 self._on_line(line)
+
+
+class Filter(Encoder):
+    """A running ffmpeg that takes images on stdin and gives back pictures, of *size* bytes each, on stdout.
+
+    It waits while nobody reads the pictures; from another thread, ``read`` takes them. Whoever has enough of them says so with ``discard``,
+    without which ``finish`` may wait for ever.
+    """
+
+    def __init__(self, argv: Sequence[str], *, size: int, **how: Any) -> None:
+        self._size = size
+        self._pictures: queue.Queue[bytes | None] = queue.Queue(QUEUED_IMAGES)
+        self._discarding = threading.Event()
+        super().__init__(argv, **how)
+
+    def read(self) -> bytes | None:
+        """The next picture; None when there is none any more, for whatever reason."""
+        return self._pictures.get()
+
+    def close(self) -> None:
+        """Tell ffmpeg that there are no more images. Raises like ``write``."""
+        while self.running:
+            try:
+                self._images.put(None, timeout=0.2)
+                return
+            except queue.Full:
+                self._check()
+
+    def check(self) -> None:
+        """Raise Interrupted when all is to stop, EncodeError when ffmpeg has made nothing for too long while it was waited for."""
+        self._check()
+
+    def discard(self) -> None:
+        """From now on nobody reads: what ffmpeg still makes is thrown away."""
+        self._discarding.set()
+
+    def _join(self) -> None:
+        self.discard()
+        super()._join()
+
+    def _read_output(self) -> None:
+        pipe = self._process.stdout
+        assert pipe is not None
+        while len(picture := pipe.read(self._size)) == self._size:
+            self._hand_over(picture)
+            self._moved = self._waited
+        self._hand_over(None)
+
+    def _hand_over(self, picture: bytes | None) -> None:
+        while not self._discarding.is_set():
+            with contextlib.suppress(queue.Full):
+                self._pictures.put(picture, timeout=0.1)
+                return
+        if picture is None:  # Its reader may be waiting still.
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._pictures.get_nowait()
+            self._pictures.put(None)
 
 
 def _environment() -> dict[str, str]:

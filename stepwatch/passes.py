@@ -18,7 +18,7 @@ from typing import Protocol, Self
 
 from PIL import Image
 
-from stepwatch import frames, graph, store, tags
+from stepwatch import frames, graph, motion, store, tags
 from stepwatch.core import metadata
 from stepwatch.core.fitting import Try, next_try
 from stepwatch.core.naming import printable
@@ -114,18 +114,18 @@ class Workspace:
 
 
 class _Feed:
-    """Hands the images that one encoder wants to it, as they are decoded."""
+    """Hands the images that one output wants to its encoder, or to what makes pictures of them for it, as they are decoded."""
 
-    def __init__(self, draft: Draft, encoder: Encoder) -> None:
+    def __init__(self, draft: Draft, sink: motion.Feed) -> None:
         self.draft = draft
-        self.encoder = encoder
+        self.sink = sink
         self._mixes = draft.plan.timeline.feed()
         self._next: Mix | None = next(self._mixes, None)
 
     def advance(self, position: int, images: _Images) -> None:
         """*position* has been decoded: send every picture that was waiting for it."""
         while self._next is not None and self._last(self._next) <= position:
-            self.encoder.write(images.pixels(self._next, self.draft.plan))
+            self.sink.write(images.pixels(self._next, self.draft.plan))
             self._next = next(self._mixes, None)
 
     @staticmethod
@@ -263,7 +263,7 @@ class Passes:
             draft.palette = self._workspace.file(draft.folder, ".png")
             argv = graph.palette_argv(draft.plan, ffmpeg_path=self._ffmpeg, destination=str(draft.palette))
             work.append((draft, argv, f"{draft.label} palette"))
-        self._pass(work)
+        self._pass(work, moving=False)
 
     def _encode(self, drafts: Sequence[Draft]) -> None:
         self._pass(self._encodes(drafts))
@@ -276,13 +276,13 @@ class Passes:
             work.append((draft, argv, draft.label if not draft.tries else f"{draft.label}, try {len(draft.tries) + 1}"))
         return work
 
-    def _pass(self, work: Sequence[tuple[Draft, list[str], str]]) -> None:
+    def _pass(self, work: Sequence[tuple[Draft, list[str], str]], *, moving: bool = True) -> None:
         """Decode each wanted image once, in the timeline's order, and feed it to one ffmpeg for each piece of *work*.
 
         One that fails closes its own pipe and keeps its error; the others go on. A damaged frame ends the pass (FrameError).
         """
         with contextlib.ExitStack() as stack:
-            feeds = self._open(work, stack)
+            feeds = self._open(work, stack, moving=moving)
             order = self._plan.timeline.order
             wanted = _positions(feed.draft.plan for feed in feeds)
             # The first pass decodes every chosen frame, shown or not: none is called good that has not been proved whole.
@@ -299,8 +299,11 @@ class Passes:
                 self._proved = True
             self._finish(feeds)
 
-    def _open(self, work: Sequence[tuple[Draft, list[str], str]], stack: contextlib.ExitStack) -> list[_Feed]:
-        """Start an ffmpeg for each piece of *work*, which ends with *stack* at the latest; one that does not start is its draft's error."""
+    def _open(self, work: Sequence[tuple[Draft, list[str], str]], stack: contextlib.ExitStack, *, moving: bool = True) -> list[_Feed]:
+        """Start an ffmpeg for each piece of *work*, which ends with *stack* at the latest; one that does not start is its draft's error.
+
+        Unless *moving* is False, `motion` makes pictures of the images on their way where the plan says so.
+        """
         feeds: list[_Feed] = []
         for draft, argv, label in work:
             self.commands.append(tuple(argv))
@@ -313,10 +316,11 @@ class Passes:
                     stop=self._stop,
                     limit=wall_limit(max(draft.plan.pictures, len(self._plan.frames))),
                 )
+                stack.enter_context(encoder)
+                moves = moving and draft.plan.motion
+                feeds.append(_Feed(draft, stack.enter_context(self._moving(draft, encoder, label)) if moves else encoder))
             except StepwatchError as error:
                 draft.error = error
-                continue
-            feeds.append(_Feed(draft, stack.enter_context(encoder)))
         return feeds
 
     def _give(self, position: int, image: Image.Image, feeds: Sequence[_Feed]) -> None:
@@ -334,9 +338,16 @@ class Passes:
         for feed in feeds:
             if feed.draft.error is None:
                 try:
-                    feed.encoder.finish()
+                    feed.sink.finish()
                 except RunError as error:
                     feed.draft.error = error
+
+    def _moving(self, draft: Draft, encoder: Encoder, label: str) -> motion.Motion:
+        """What makes the pictures between the images of this output."""
+        kind = motion.Flow if draft.plan.motion == "flow" else motion.Parts
+        moving = kind(draft.plan, encoder, ffmpeg=self._ffmpeg, stop=self._stop, on_line=self._line(label))
+        self.commands += moving.commands
+        return moving
 
     def _decode(self, image: int) -> Image.Image:
         frame = self._plan.frames[image]

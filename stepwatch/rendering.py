@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
-from stepwatch import __version__, config, frames, store, tags
+from stepwatch import __version__, config, flow, frames, store, tags
 from stepwatch.core import metadata, naming
 from stepwatch.core.codecs import CODECS
 from stepwatch.core.model import Covered, Outcome, Published, Render, Role, Run
@@ -148,6 +148,7 @@ class Rendering:
                 damaged=self.damaged,
                 longest=self.resolved.longest,
                 incomplete=self.incomplete,
+                flow=flow.available(),
             )
             try:
                 with Workspace() as workspace:

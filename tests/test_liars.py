@@ -223,11 +223,23 @@ def test_lies_are_found_out_in_every_kind_of_container(make_run, liar, lie: str,
     assert nothing_but_frames(folder)
 
 
-def test_mci_that_shows_other_images_is_found_out(make_run, liar) -> None:  # type: ignore[no-untyped-def]
-    """Motion interpolation has its freedom between two images, not at them."""
-    folder = make_run(steps=12, size=(64, 48))
-    assert render(folder, liar("swaps two images"), "timeline.interpolation=mci").phase == "render-failed"
+@pytest.mark.parametrize("who", ["those that make pictures", "the encoder"])
+@pytest.mark.parametrize("lie", ["swaps two images", "drops the last image", "killed", "hangs"])
+def test_mci_that_shows_other_images_is_found_out(  # type: ignore[no-untyped-def]
+    make_run, liar, lie: str, who: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Motion interpolation has its freedom between two images, not at them; and whichever of its processes is at fault, none is left over."""
+    monkeypatch.setattr(encoder, "NO_PROGRESS", 1.0)
+    folder = make_run(steps=12, size=(160, 120))
+    program = Path(liar(lie))
+    honest = "args[-1] != 'pipe:1'" if who == "those that make pictures" else "args[-1] == 'pipe:1'"
+    program.write_text(program.read_text().replace('if "pipe:0" not in args:', f'if "pipe:0" not in args or {honest}:'))
+    result = render(folder, str(program), "timeline.interpolation=mci")
+    assert (result.phase, result.exit_code) == ("render-failed", 1)
     assert nothing_but_frames(folder)
+    for pid in (tmp_path / "pids").read_text().split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
 
 
 def test_an_honest_ffmpeg_passes(make_run, ffmpeg: str) -> None:  # type: ignore[no-untyped-def]

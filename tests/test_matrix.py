@@ -467,7 +467,9 @@ RAW = replace(CODECS["h264"], muxer="rawvideo", muxer_options=(), tags="webm")
 """A codec that loses nothing, so that a test sees the planes as the filters leave them."""
 
 
-def raw_planes(images: Sequence[Image.Image], mode: str, ffmpeg: str, *, fps: Fraction, duration: Fraction, tail: Fraction) -> list[Image.Image]:
+def raw_planes(
+    images: Sequence[Image.Image], mode: str, ffmpeg: str, *, fps: Fraction, duration: Fraction, tail: Fraction, parts: int = 1
+) -> list[Image.Image]:
     """Luma of every picture that the filter graph makes of *images*."""
     timeline = make_timeline(len(images), duration=duration, fps=fps, interpolation=mode, hold_last=tail, hold_first=tail)  # type: ignore[arg-type]
     width, height = images[0].size
@@ -482,13 +484,26 @@ def raw_planes(images: Sequence[Image.Image], mode: str, ffmpeg: str, *, fps: Fr
         variable=False,
         max_size=None,
         template="",
+        motion="minterpolate" if mode == "mci" else None,
     )
     argv = graph.render_argv(plan, ffmpeg_path=ffmpeg, destination="-")
     argv = [part for part in argv if part != "file:-"]
     argv[argv.index("-progress") : argv.index("-progress") + 2] = []
-    data = _run([*argv, "-"], data=b"".join(image.tobytes() for image in images))[0]
+    data = b"".join(image.tobytes() for image in images)
+    if plan.motion:
+        data = b"".join(moved(plan, data, ffmpeg, parts=parts))
+    data = _run([*argv, "-"], data=data)[0]
     size = width * height
     return [Image.frombytes("L", (width, height), data[start : start + size]) for start in range(0, len(data), 3 * size)]
+
+
+def moved(plan: OutputPlan, data: bytes, ffmpeg: str, *, parts: int) -> list[bytes]:
+    """The planes of every picture between the images, made by so many processes."""
+    size = sum(width * height for width, height in graph.plane_sizes(plan))
+    made = [_run(graph.motion_argv(plan, ffmpeg_path=ffmpeg, part=part, parts=parts), data=data)[0] for part in range(parts)]
+    pictures = [[one[start : start + size] for start in range(0, len(one), size)] for one in made]
+    assert [len(one) for one in pictures] == [graph.part_pictures(plan, part, parts) for part in range(parts)]
+    return [pictures[number % parts][number // parts] for number in range(plan.timeline.pictures)]
 
 
 def luma(image: Image.Image) -> list[float]:
@@ -515,6 +530,14 @@ def test_blend_is_the_exact_mix(each_ffmpeg: str, count: int, fps: Fraction) -> 
         second = exact[min(first + 1, count - 1)]
         mixed = [one + share * (other - one) for one, other in zip(exact[first], second, strict=True)]
         assert max(abs(is_so - be) for is_so, be in zip(plane.tobytes(), mixed, strict=True)) <= 1.6, f"picture {number}"
+
+
+@pytest.mark.parametrize(("count", "fps"), [(2, Fraction(10)), (7, Fraction(30000, 1001)), (12, Fraction(13))])
+def test_processes_that_share_out_mci_make_what_one_makes(each_ffmpeg: str, count: int, fps: Fraction) -> None:
+    """Every picture is the same to the bit, however many processes there are, and whether they come out even or not."""
+    images = [scene(number * 3, 3 * count) for number in range(count)]
+    one, two, five = (raw_planes(images, "mci", each_ffmpeg, fps=fps, duration=Fraction(1), tail=Fraction(1, 5), parts=parts) for parts in (1, 2, 5))
+    assert one == two == five
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])

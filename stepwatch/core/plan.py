@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Literal
 
 from stepwatch.core.codecs import CODECS, Codec, Encoding
 from stepwatch.core.model import Frame, FrameFacts, Run, Survey
@@ -16,6 +17,9 @@ from stepwatch.core.policy import OutputPolicy, Policy
 from stepwatch.core.timeline import Timeline, make_timeline
 from stepwatch.core.tuning import tuned
 from stepwatch.errors import ConfigError, DamagedFramesError, MissingToolError, NoFramesError
+
+Motion = Literal["minterpolate", "flow"]
+"""The engines of ``mci``: ffmpeg's filter, shared out among several processes; optical flow, where the extra is installed."""
 
 RENDERER = 2
 """Raised whenever the same plan would give another animation, so that old outputs are not taken for the new one."""
@@ -39,6 +43,13 @@ class OutputPlan:
     max_size: int | None
     template: str
     dither: str = ""
+    motion: Motion | None = None
+    """What makes the pictures between the images before they are encoded; None: nothing does, or the encoder's own filters."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether every picture reaches the encoder as it is, and nothing is left to interpolate."""
+        return self.variable or self.timeline.dense or self.motion is not None
 
     @property
     def coarse(self) -> bool:
@@ -115,11 +126,13 @@ def plan_render(
     damaged: Mapping[str, str] | None = None,
     longest: Fraction | None = None,
     incomplete: bool | None = None,
+    flow: bool = False,
 ) -> RenderPlan:
     """Decide what *run* becomes.
 
-    *encoders* is what this ffmpeg has; *damaged* maps names of frames that an earlier pass could not decode to the reason; *longest*, seconds,
-    bounds what an untrusted ``fps_in`` may ask for; *incomplete* marks the animation so or not, None: unless the sidecar says complete.
+    *encoders* is what this ffmpeg has, *flow* whether there is optical flow; *damaged* maps names of frames that an earlier pass could not decode
+    to the reason; *longest*, seconds, bounds what an untrusted ``fps_in`` may ask for; *incomplete* marks the animation so or not, None: unless
+    the sidecar says complete.
     Raises NoFramesError, DamagedFramesError (policy ``damaged: fail``), MissingToolError, ConfigError.
     """
     known_bad = damaged or {}
@@ -143,7 +156,7 @@ def plan_render(
         )
     scale = run.sidecar.scale if run.sidecar else 1
     canvas = canvas_for(chosen, policy, scale=scale)
-    outputs = tuple(plan_output(output, policy, len(chosen), canvas, encoders, longest=longest) for output in policy.outputs)
+    outputs = tuple(plan_output(output, policy, len(chosen), canvas, encoders, longest=longest, flow=flow) for output in policy.outputs)
     return RenderPlan(
         run=run,
         frames=tuple(facts.frame for facts in chosen),
@@ -203,7 +216,14 @@ def canvas_for(frames: Sequence[FrameFacts], policy: Policy, *, scale: int = 1) 
 
 
 def plan_output(
-    output: OutputPolicy, policy: Policy, count: int, canvas: tuple[int, int], encoders: frozenset[str], *, longest: Fraction | None = None
+    output: OutputPolicy,
+    policy: Policy,
+    count: int,
+    canvas: tuple[int, int],
+    encoders: frozenset[str],
+    *,
+    longest: Fraction | None = None,
+    flow: bool = False,
 ) -> OutputPlan:
     """Decide one output for *count* images."""
     codec = CODECS[output.codec]
@@ -234,6 +254,8 @@ def plan_output(
     if codec.moving and variable and timeline.positions == 1:
         fps = 2 / timeline.duration
         timeline, variable = Timeline(order=(0,), fps=fps, interpolation="none", pictures=2, head=0, tail=0), False
+    moves = timeline.interpolation == "mci" and not variable and not timeline.dense and timeline.positions > 1
+    engine: Motion = "flow" if flow else "minterpolate"
     width, height = output_size(canvas, codec)
     encoding, quality = encoding_for(codec, output.quality, still=variable)
     return OutputPlan(
@@ -248,6 +270,7 @@ def plan_output(
         max_size=output.max_size,
         template=output.name,
         dither=codec.extra.get(quality, ""),
+        motion=engine if moves else None,
     )
 
 
@@ -309,6 +332,8 @@ def plan_digest(plan: RenderPlan, output: OutputPlan) -> str:
         "metadata": [plan.policy.metadata.include, plan.policy.metadata.mp4, plan.policy.metadata.author],
         "incomplete": plan.incomplete,
     }
+    if output.motion:
+        facts["motion"] = output.motion
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

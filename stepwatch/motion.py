@@ -1,0 +1,210 @@
+"""What makes the pictures between the images of ``mci`` before they are encoded: ffmpeg's ``minterpolate`` in several processes, or optical flow.
+
+Theory of operation. ``minterpolate`` works in one thread, and nearly all of its time goes into the pictures that it makes, hardly any into the
+motion that it looks for. So every process gets all images, finds the same motion in them, and makes every n-th picture only: the rate it is
+asked for is an n-th of the output's, and shifted. Taken from one process after the other, the pictures are those that a single process would
+make, to the bit, and nothing has to be joined. `Flow` makes its pictures in threads of ours, for OpenCV lets them work side by side, and asks
+ffmpeg for the planes of the images only.
+
+Both take images with ``write``, like the `Encoder` to which they pass on pictures, and a thread of their own does that. No more than a few images
+and pictures wait anywhere, however long the run is.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from typing import Protocol, Self
+
+from stepwatch import flow, graph
+from stepwatch.core.plan import OutputPlan
+from stepwatch.encoder import PATIENCE, Encoder, Filter, wall_limit
+from stepwatch.errors import EncodeError, EnvironmentFault, StepwatchError
+
+BYTES_A_PIXEL = 340
+"""What one ``minterpolate`` keeps in memory for each pixel of a picture."""
+MOST_BYTES = 2 << 30
+"""What all of them together may keep, if that allows for more than one."""
+
+
+class Feed(Protocol):
+    """Where the images of one output go: an encoder, or what makes pictures for it."""
+
+    def write(self, image: bytes) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Motion:
+    """Makes the pictures of one output out of its images, with the help of some ffmpegs. Use as a context manager."""
+
+    def __init__(
+        self, plan: OutputPlan, encoder: Encoder, commands: Sequence[Sequence[str]], *, stop: threading.Event, on_line: Callable[[str], None] | None
+    ) -> None:
+        self._plan = plan
+        self._encoder = encoder
+        self._count = plan.timeline.pictures
+        self._passed_on = 0
+        self._failed: Filter | None = None
+        self._error: StepwatchError | None = None
+        self._over = threading.Event()
+        self.commands = tuple(map(tuple, commands))
+        """The argument lists of the ffmpegs that were started."""
+        self._filters: list[Filter] = []
+        self._thread = threading.Thread(target=self._work, name="motion", daemon=True)
+        size = sum(width * height for width, height in graph.plane_sizes(plan))
+        try:
+            for argv in self.commands:
+                self._filters.append(Filter(argv, size=size, on_line=on_line, stop=stop, limit=wall_limit(self._count)))
+            self._thread.start()
+        except RuntimeError as error:
+            self._end()
+            raise EnvironmentFault("no more threads can be started", hint="raise the limit on processes") from error
+        except BaseException:
+            self._end()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def write(self, image: bytes) -> None:
+        """Give the next image of the timeline (rgb24); waits while there is enough to do. Raises Interrupted, EncodeError (hung)."""
+        for one in self._filters:
+            one.write(image)
+
+    def finish(self) -> None:
+        """Wait until every picture is made and encoded; raises whatever went wrong, here or with the encoder."""
+        for one in self._filters:
+            one.close()
+        while self._thread.is_alive():
+            self._thread.join(0.2)
+            for one in self._filters:
+                one.check()
+        if self._error is not None:
+            raise self._error
+        if self._failed is not None:
+            self._failed.finish()
+        if self._passed_on == self._count:
+            for one in self._filters:
+                one.finish()
+        self._encoder.finish()
+        if self._passed_on < self._count:
+            raise EncodeError(f"{self._passed_on} of the {self._count} pictures between the images were made", hint="run again with -v")
+
+    def _pictures(self) -> Iterator[bytes]:
+        """Every picture in its order; ends early, with `_failed` set, when an ffmpeg has no more to give."""
+        raise NotImplementedError
+
+    def _work(self) -> None:
+        """Pass the pictures on to the encoder, until all are made or anything fails."""
+        try:
+            for picture in self._pictures():
+                self._encoder.write(picture)
+                self._passed_on += 1
+                if self._over.is_set() or not self._encoder.running:
+                    break
+        except StepwatchError as error:
+            self._error = error
+        finally:
+            for one in self._filters:
+                one.discard()
+                if self._passed_on < self._count and one is not self._failed:
+                    one.kill()  # So that nobody waits for what is not wanted any more.
+
+    def _end(self) -> None:
+        self._over.set()
+        for one in self._filters:
+            one.kill()
+        for one in self._filters:
+            one.abort()
+        if self._thread.ident is not None:
+            self._thread.join(PATIENCE)
+
+
+class Parts(Motion):
+    """``minterpolate`` in several processes, which share out the pictures among themselves."""
+
+    def __init__(
+        self,
+        plan: OutputPlan,
+        encoder: Encoder,
+        *,
+        ffmpeg: str,
+        stop: threading.Event,
+        on_line: Callable[[str], None] | None = None,
+        parts: int | None = None,
+    ) -> None:
+        parts = parts or parts_for(plan, processors())
+        commands = [graph.motion_argv(plan, ffmpeg_path=ffmpeg, part=part, parts=parts) for part in range(parts)]
+        super().__init__(plan, encoder, commands, stop=stop, on_line=on_line)
+
+    def _pictures(self) -> Iterator[bytes]:
+        for number in range(self._count):
+            one = self._filters[number % len(self._filters)]
+            picture = one.read()
+            if picture is None:
+                self._failed = one
+                return
+            yield picture
+
+
+class Flow(Motion):
+    """Optical flow between each two images, by threads that share out the pictures among themselves."""
+
+    def __init__(
+        self, plan: OutputPlan, encoder: Encoder, *, ffmpeg: str, stop: threading.Event, on_line: Callable[[str], None] | None = None
+    ) -> None:
+        super().__init__(plan, encoder, [graph.planes_argv(plan, ffmpeg_path=ffmpeg)], stop=stop, on_line=on_line)
+
+    def _images(self) -> Iterator[flow.Planes]:
+        sizes = graph.plane_sizes(self._plan)
+        for _ in range(self._plan.timeline.positions):
+            data = self._filters[0].read()
+            if data is None:
+                self._failed = self._filters[0]
+                return
+            yield flow.Planes(data, sizes)
+
+    def _pictures(self) -> Iterator[bytes]:
+        threads = processors()
+        timeline = self._plan.timeline
+        mixes = deque(timeline.picture(timeline.head + number) for number in range(timeline.pictures))
+        with ThreadPoolExecutor(threads, thread_name_prefix="flow") as pool:
+            making: deque[Future[bytes]] = deque()
+            try:
+                for position, (first, second) in enumerate(pairwise(self._images())):
+                    pair = flow.Pair(first, second)
+                    last = position + 2 == timeline.positions
+                    while mixes and (mixes[0].first == position or last):
+                        mix = mixes.popleft()
+                        # Of the last image there are pictures too, which move no more.
+                        weight = float(mix.weight) if mix.first == position else 1.0
+                        making.append(pool.submit(pair.picture, weight))
+                        while len(making) > 2 * threads:
+                            yield making.popleft().result()
+                while making:
+                    yield making.popleft().result()
+            finally:
+                for one in making:
+                    one.cancel()
+
+
+def parts_for(plan: OutputPlan, processors: int) -> int:
+    """Among how many processes the work is shared out: one for each processor, as far as memory and pictures go round."""
+    fitting = MOST_BYTES // (BYTES_A_PIXEL * plan.width * plan.height)
+    return max(1, min(processors, fitting, plan.timeline.pictures))
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # Not on this system.
+        return os.cpu_count() or 1
