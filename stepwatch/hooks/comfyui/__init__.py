@@ -315,7 +315,7 @@ class _Decoder:
                         raise
                     log.warning("stepwatch: latent2rgb for the rest of this pass: %s failed: %s: %s", self.way, type(error).__name__, error)
                     self.way = "latent2rgb"
-            return [self._fitted(picture) for picture in self._by_matrix(latents)]
+            return [self._fitted(picture) for picture in _quantised(self._by_matrix(latents))]
 
     def complain(self, error: BaseException) -> None:
         if not self._complained:
@@ -401,7 +401,7 @@ class _Decoder:
         # Some decoders draw noise, and the sampler's own comes from the same generators.
         kind = latents.device.type if latents.device.type in ("cuda", "xpu") else None
         with torch.random.fork_rng(devices=[latents.device] if kind else [], device_type=kind or "cuda"):
-            return [self._fitted(decode(latents[item : item + 1])) for item in range(len(latents))]
+            return [self._fitted(_quantised(decode(latents[item : item + 1]))) for item in range(len(latents))]
 
     def _by_taesd(self, latent: Any) -> Any:
         if self._taesd is None:
@@ -423,18 +423,22 @@ class _Decoder:
         return pixels[len(pixels) // 2, :, :, :3] * 2 - 1
 
     def _fitted(self, picture: Any) -> bytes:
-        """Return the bytes of a picture in -1..1, rows by columns by colours, in the size that the sidecar promises."""
-        import torch
-
-        # What is not a number has no byte; what would become of it is up to the processor.
-        values = ((picture.float().nan_to_num(0.0, 1.0, -1.0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        data = bytes(values.cpu().contiguous().numpy().tobytes())
-        size = (values.shape[1], values.shape[0])
-        if self.size is None or size == self.size:
+        """Return the bytes of a picture in the size that the sidecar promises."""
+        data, size = bytes(picture.numpy().tobytes()), (picture.shape[1], picture.shape[0])
+        if size == self.size or self.size is None:
             return data
         from PIL import Image
 
         return Image.frombytes("RGB", size, data).resize(self.size, Image.Resampling.BICUBIC).tobytes()
+
+
+def _quantised(pictures: Any) -> Any:
+    """Turn colours in -1..1 into bytes, and bring them over to the processor, all in one go: each time it waits for the graphics card."""
+    import torch
+
+    # What is not a number has no byte; what would become of it is up to the machine.
+    values = ((pictures.float().nan_to_num(0.0, 1.0, -1.0) + 1) * 127.5).round().clamp(0, 255)
+    return values.to(torch.uint8).cpu().contiguous()
 
 
 _taesds: dict[tuple[Any, ...], Any] = {}
