@@ -374,13 +374,14 @@ def config_show(folder: str, settings: tuple[str, ...]) -> int:
 
 
 @config.command("schema")
-@click.argument("kind", type=click.Choice(["stepwatch", "service"]), default="stepwatch")
+@click.argument("kind", type=click.Choice(["stepwatch", "service", "sidecar"]), default="stepwatch")
 @everywhere
-def config_schema(kind: Literal["stepwatch", "service"]) -> int:
-    """Print the JSON Schema of stepwatch.yaml, or of the service file, for an editor."""
-    from stepwatch import config
+def config_schema(kind: Literal["stepwatch", "service", "sidecar"]) -> int:
+    """Print the JSON Schema of stepwatch.yaml, of the service file, or of the run.json that a hook writes."""
+    from stepwatch import config, hook
 
-    current().report().result_text(json.dumps(config.schema(kind), indent=2))
+    schema = hook.sidecar_schema() if kind == "sidecar" else config.schema(kind)
+    current().report().result_text(json.dumps(schema, indent=2))
     return 0
 
 

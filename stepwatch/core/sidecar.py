@@ -247,7 +247,7 @@ class _Reader:
         return self._text(key, rule=lambda text: bool(_TIME.fullmatch(text)), wanted="a time such as 2026-01-31T12:00:00.000Z")
 
     def _count(self, *path: str, least: int = 0, most: int = LARGEST_COUNT) -> int | None:
-        value = self._value(*path)
+        value = _integral(self._value(*path))
         if _whole(value, least, most):
             return value
         if value is not None:
@@ -261,8 +261,8 @@ class _Reader:
 
     def _lost(self) -> tuple[int, ...]:
         value = self._value("frames", "lost")
-        if isinstance(value, list) and all(_whole(index, 0, LARGEST_COUNT) for index in value):
-            return tuple(sorted(set(value)))
+        if isinstance(value, list) and all(_whole(_integral(index), 0, LARGEST_COUNT) for index in value):
+            return tuple(sorted({int(index) for index in value}))
         if value is not None:
             self._complain("frames.lost", value, "a list of indices")
         return ()
@@ -282,10 +282,11 @@ class _Reader:
 
     def _generation(self) -> Mapping[str, object]:
         result: dict[str, object] = {}
-        for key, value in self._object("generation").items():
+        for key, found in self._object("generation").items():
             wanted = _GENERATION.get(key)
-            if wanted is None or value is None:
+            if wanted is None or found is None:
                 continue
+            value = _integral(found) if wanted is int else found
             if wanted is int:
                 most = LARGEST_SEED if key in ("seed", "subseed") else LARGEST_COUNT
                 right, said = _whole(value, 0, most), f"a whole number from 0 to {most}"
@@ -298,6 +299,11 @@ class _Reader:
             else:
                 self._complain(f"generation.{key}", value, said)
         return result
+
+
+def _integral(value: object) -> object:
+    """Return 8.0 as 8: JSON knows one kind of number, and some languages write all of them with a point."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _whole(value: object, least: int, most: int) -> TypeGuard[int]:
