@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from stepwatch import __version__, config, encoder, ledger, status, system
+from stepwatch import __version__, config, encoder, hook, ledger, status, system
 from stepwatch.core.codecs import CODECS
 from stepwatch.core.plan import plural
 from stepwatch.core.policy import DaemonConfig, ServiceConfig, WatchEntry
@@ -59,6 +59,7 @@ def examine(*, config_file: Path | None, unit: Path | None = None) -> list[Findi
     findings += _ffmpeg(service.ffmpeg)
     findings.append(_children())
     findings += itertools.chain.from_iterable(_watched(entry, service.daemon) for entry in service.watch)
+    findings += _hooks(service)
     findings += _limits([Path(entry.path) for entry in service.watch])
     findings += _state()
     findings += _daemon(service, unit)
@@ -125,6 +126,14 @@ def _file_system(folder: Path, entry: WatchEntry) -> Finding:
     else:
         how = "with events alone" if entry.poll == "off" else f"and is polled every {float(entry.poll):g} s, as the service file says"
     return Finding(subject="file system", state="ok", sentence=f"{named}, {how}")
+
+
+def _hooks(service: ServiceConfig) -> Iterator[Finding]:
+    """The hooks of the hosts to which the watched folders belong."""
+    for folder in hook.near(Path(entry.path) for entry in service.watch):
+        for one in hook.installed(folder):
+            state: Literal["ok", "warning"] = "ok" if one.state in ("current", "absent") else "warning"
+            yield Finding(subject="hook", state=state, sentence=hook.sentence(one), hint=hook.remedy(one))
 
 
 def _limits(watched: Sequence[Path]) -> Iterator[Finding]:

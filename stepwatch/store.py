@@ -551,6 +551,17 @@ def temporary_path(folder: Path, suffix: str) -> Path:
     return folder / f".stepwatch-{os.getpid()}-{_boot()}-{uuid.uuid4().hex[:8]}.tmp{suffix}"
 
 
+def set_aside(path: Path) -> Path:
+    """Give a file that somebody has edited another name beside its own, which no file has yet, and return that."""
+    kept = path.with_name(f"{path.name}.bak")
+    number = 0
+    while os.path.lexists(kept):
+        number += 1
+        kept = path.with_name(f"{path.name}.bak-{number}")
+    os.rename(path, kept)
+    return kept
+
+
 _left_behind: set[Path] = set()
 """Temporary files of this process that could not be removed when they should have been: their disk was read-only by then."""
 

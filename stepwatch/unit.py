@@ -302,7 +302,7 @@ def uninstall(*, dry: bool = False, platform: str = sys.platform, run: Runner = 
     sentences = ["the daemon is stopped, and no longer started" if not answer.code else f"a daemon that still runs goes on ({answer.said})"]
     try:
         if whose == "edited":
-            sentences.append(f"{shown} has been edited: it is now {printable(str(_set_aside(path)))}")
+            sentences.append(f"{shown} has been edited: it is now {printable(str(store.set_aside(path)))}")
         else:
             path.unlink()
             sentences.append(f"removed {shown}")
@@ -346,7 +346,7 @@ def _write(path: Path, content: str) -> list[str]:
         whose = _whose(path)
         if whose in ("edited", "foreign"):
             why = "had been edited" if whose == "edited" else "was not written by `stepwatch service install`"
-            sentences.append(f"the file that was there {why}: it is now {printable(str(_set_aside(path)))}")
+            sentences.append(f"the file that was there {why}: it is now {printable(str(store.set_aside(path)))}")
         temporary = store.temporary_path(path.parent, "")
         try:
             temporary.write_text(content, encoding="utf-8", newline="\n")
@@ -357,13 +357,3 @@ def _write(path: Path, content: str) -> list[str]:
     except OSError as error:
         raise EnvironmentFault(f"cannot write {shown}: {printable(str(error.strerror or error)).lower()}") from error
     return [*sentences, f"wrote {shown}"]
-
-
-def _set_aside(path: Path) -> Path:
-    kept = path.with_name(f"{path.name}.bak")
-    number = 0
-    while os.path.lexists(kept):
-        number += 1
-        kept = path.with_name(f"{path.name}.bak-{number}")
-    os.rename(path, kept)
-    return kept

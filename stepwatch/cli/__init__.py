@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from stepwatch.cli import daemon
+from stepwatch.cli import daemon, hooks
 from stepwatch.cli.common import SEVERITY, current, everywhere, handling, require_folder, stoppable, worst
 from stepwatch.errors import BusyError, ConfigError, EnvironmentFault, Interrupted, NoFramesError, StepwatchError, UsageError
 from stepwatch.report import Report, planned_line, run_facts
@@ -425,7 +425,7 @@ def completion(shell: str) -> int:
     return 0
 
 
-for command in daemon.COMMANDS:
+for command in (*daemon.COMMANDS, hooks.hook_group):
     cli.add_command(command)
 
 
