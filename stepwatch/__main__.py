@@ -15,6 +15,12 @@ def main() -> None:
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
             # No frame has been read and nothing written yet: there is nothing to unwind, and a traceback out of an import helps nobody.
             signal.signal(number, lambda _number, _frame: os._exit(INTERRUPTED))
+    if sys.argv[1:] in (["--help"], ["-h"], ["--version"]) and sys.stdout is not None:
+        from stepwatch import __version__, overview
+
+        # What people and completion ask for most needs no more than this; the command line says the very same.
+        sys.stdout.write(f"stepwatch {__version__}\n" if sys.argv[1] == "--version" else overview.overview(overview.columns()))
+        return
     from stepwatch import cli
 
     try:

@@ -25,7 +25,7 @@ import click
 import jsonschema
 import pytest
 
-from stepwatch import __version__, system
+from stepwatch import __version__, overview, system
 from stepwatch.cli import SEVERITY, cli, worst
 from stepwatch.cli import run as run_here
 from stepwatch.core.model import RunKey
@@ -96,6 +96,25 @@ def test_help_lists_the_commands(stepwatch: Stepwatch) -> None:
     for word in ("75 busy", "130 interrupted"):
         assert word in " ".join(done.out.split())
     assert stepwatch("-h") == done
+
+
+def test_the_overview_says_of_each_command_and_option_what_they_say_themselves() -> None:
+    """The page that --help shows at once is a copy; a command that is new or says something else belongs on it."""
+    assert {name: one.get_short_help_str(1000) for name, one in cli.commands.items()} == overview.COMMANDS
+    assert list(overview.COMMANDS) == sorted(overview.COMMANDS)
+    context = click.Context(cli, **cli.context_settings)
+    assert dict(record for one in cli.get_params(context) if (record := one.get_help_record(context))) == overview.OPTIONS
+    assert cli.help == overview.ABOUT
+
+
+def test_the_overview_fits_its_terminal(stepwatch: Stepwatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However narrow or wide that is, and whether the command line itself says it or not."""
+    monkeypatch.setenv("COLUMNS", "70")
+    page = stepwatch("--help").out
+    assert max(map(len, page.splitlines())) in range(60, 71)
+    assert stepwatch("-q", "--help").out == page
+    monkeypatch.setenv("COLUMNS", "300")
+    assert max(map(len, stepwatch("-h").out.splitlines())) in range(100, 121)
 
 
 def commands(group: click.Group = cli, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

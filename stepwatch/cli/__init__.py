@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from stepwatch import overview
 from stepwatch.cli import daemon, hooks
 from stepwatch.cli.common import SEVERITY, current, everywhere, handling, require_folder, stoppable, worst
 from stepwatch.errors import BusyError, ConfigError, EnvironmentFault, Interrupted, NoFramesError, StepwatchError, UsageError
@@ -36,18 +37,16 @@ MOST_COUNTED = 1000
 __all__ = ["SEVERITY", "cli", "main", "run", "worst"]
 
 
-@click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    epilog="Exit codes: 0 done, 1 a render failed, 2 usage, 66 no frames there, 69 ffmpeg or an encoder is missing, 75 busy, "
-    "78 bad configuration, 130 interrupted. Several runs end with the gravest: 130, 2, 78, 69, 1, 75, 66.",
-)
+class _Overview(click.Group):
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click's own signature
+        # The page that `__main__` shows by itself.
+        formatter.write(overview.overview(overview.columns()))
+
+
+@click.group(cls=_Overview, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": overview.WIDEST})
 @everywhere
 def cli() -> None:
-    """Turn the step frames of diffusion runs into verified animations.
-
-    stdout carries the result, a path or JSON; stderr the log and the progress. No frame is ever changed, and none goes away unless a policy or
-    you say so, and an animation that was proved to contain it is safe on the disk.
-    """
+    """Turn the step frames of diffusion runs into verified animations."""
 
 
 # -- render
