@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stepwatch.encoder import find_ffmpeg
-from tests.benchmarks import inputs, render, startup, tables
+from tests.benchmarks import daemon, inputs, render, startup, tables
 from tests.benchmarks.measuring import CommandFailedError, machine
 
 PARTS = ("render", "live", "daemon", "startup", "hook")
@@ -64,6 +64,8 @@ def _results(part: str, given: argparse.Namespace, scratch: Path, *, ours: str, 
                 theirs=theirs,
                 settings=given.set,
             )
+        case "daemon":
+            yield from daemon.run(scratch=scratch, quick=given.quick, names=given.case)
         case "startup":
             yield from startup.run(scratch=scratch, rounds=rounds)
         case _:
@@ -77,7 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     cases = ", ".join(case.name for case in render.CASES)
     parser.add_argument("what", choices=(*PARTS, "all"))
     parser.add_argument("--input", type=Path, metavar="DIR", help="a run of your own; else a long one beside the project, else the sample run")
-    parser.add_argument("--case", action="append", default=[], metavar="NAME", help=f"only this; may be repeated. render has {cases}")
+    parser.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"only this; may be repeated. render has {cases}; daemon has known, overflow, idle",
+    )
     parser.add_argument("--side", type=int, metavar="N", help="scale the frames to N pixels at their longer side")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="3 unless said")
     parser.add_argument("--quick", action="store_true", help="one round of a few tiny frames: whether it runs, not how fast")

@@ -48,7 +48,25 @@ def _startup_rows(result: Mapping[str, Any]) -> tuple[Sequence[str], Iterator[Se
     return ("", "ms", "of an empty Python"), ((row["name"], f"{row['wall'] * 1e3:.0f}", f"{row['times']:.1f}x") for row in result["rows"])
 
 
-_CASES = {"startup": _startup_rows}
+def _known_rows(result: Mapping[str, Any]) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
+    return ("", "median ms", "99 % ms", "CPU ms each"), (
+        (row["name"], f"{row['median'] * 1e3:.1f}", f"{row['late'] * 1e3:.1f}", f"{row['cpu'] * 1e3:.1f}") for row in result["rows"]
+    )
+
+
+def _fact_rows(result: Mapping[str, Any]) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
+    return ("", ""), ((row["name"], _value(row)) for row in result["rows"])
+
+
+def _value(row: Mapping[str, Any]) -> str:
+    if "seconds" in row:
+        return f"{row['seconds']:.2f} s"
+    if "bytes" in row:
+        return f"{row['bytes'] / 1e6:.0f} MB"
+    return f"{row['share']:.2%} of a core"
+
+
+_CASES = {"startup": _startup_rows, "known": _known_rows, "overflow": _fact_rows, "idle": _fact_rows}
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
