@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
@@ -145,7 +145,7 @@ class Encoder:
     ``finish`` tells what happened. Use as a context manager; leaving it ends the process whatever state it is in. The process also ends
     with the thread that made this object.
 
-    *limit* is how many seconds it may keep us waiting in all, see `wall_limit`.
+    *limit* is how many seconds it may keep us waiting in all, see `wall_limit`; *pass_fds* are descriptors that *argv* writes to.
     """
 
     def __init__(
@@ -156,6 +156,7 @@ class Encoder:
         on_line: Callable[[str], None] | None = None,
         stop: threading.Event | None = None,
         limit: float = SHORTEST_LIMIT,
+        pass_fds: Collection[int] = (),
     ) -> None:
         self.argv = tuple(argv)
         self._on_progress = on_progress
@@ -171,7 +172,7 @@ class Encoder:
         self._first = ""
         self._given = 0
         self._read: int | None = None
-        self._process = system.start(self.argv, stdin=subprocess.PIPE, env=_environment())
+        self._process = system.start(self.argv, stdin=subprocess.PIPE, env=_environment(), pass_fds=pass_fds)
         self._threads = [
             threading.Thread(target=work, name=f"ffmpeg-{work.__name__.strip('_')}", daemon=True)
             for work in (self._write_images, self._read_output, self._read_lines)
@@ -324,10 +325,14 @@ class Encoder:
     def _read_lines(self) -> None:
         pipe = self._process.stderr
         assert pipe is not None
+        level = "info"
         while raw := pipe.readline(1 << 16):
             line = raw.decode("utf-8", "replace").rstrip()[:LONGEST_LINE]
             found = _LEVEL.match(line)
-            level = found[2] if found else "error"  # Libraries that talk past ffmpeg do so when something is wrong.
+            if found:
+                level = found[2]
+            elif not line.startswith("  "):  # Else it goes on with what it said before, in a text of several lines.
+                level = "error"  # Libraries that talk past ffmpeg do so when something is wrong.
             if found:
                 line = found[1] + line[found.end() :]
             if counted := _READ.search(line):

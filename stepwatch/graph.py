@@ -54,10 +54,12 @@ def render_argv(
     metadata: str | None = None,
     palette: str | None = None,
     apple: bool = False,
+    fragments: int | None = None,
 ) -> list[str]:
     """The argument list that turns the pixels of *plan* on stdin into the file *destination*.
 
-    *metadata* is the path of an ffmetadata file, *palette* that of a gif's palette; progress comes on stdout.
+    *metadata* is the path of an ffmetadata file, *palette* that of a gif's palette; progress comes on stdout. Where *fragments* is a descriptor, each
+    packet of a video goes there too as soon as it is made, in a container of the same kind that needs no end.
     """
     stream = _ready_source(plan) if plan.motion else _source(plan)
     stream = _interpolated(stream, plan)
@@ -69,7 +71,7 @@ def render_argv(
     argv = _compile(output, ffmpeg_path, files={DESTINATION: destination, PALETTE: palette or ""})
     if metadata is not None:
         argv = _with_metadata(argv, metadata)
-    return argv
+    return argv if fragments is None else _with_fragments(argv, plan, fragments)
 
 
 def palette_argv(plan: OutputPlan, *, ffmpeg_path: str, destination: str) -> list[str]:
@@ -281,3 +283,32 @@ def _with_metadata(argv: list[str], metadata: str) -> list[str]:
     first = argv.index("-map_metadata") + 1
     argv = [*argv[:first], "1", *argv[first + 1 :]]
     return [*argv[:behind], "-protocol_whitelist", "file", "-f", "ffmetadata", "-i", f"file:{metadata}", *argv[behind:]]
+
+
+MUXER_OPTIONS = ("movflags", "video_track_timescale")
+"""Options of `_output_options` that are the container's, and have to be told to each of two containers."""
+
+
+def _with_fragments(argv: list[str], plan: OutputPlan, descriptor: int) -> list[str]:
+    """Give every packet to two containers: the file, and fragments in the pipe *descriptor*."""
+    *argv, destination = argv
+    own: dict[str, str] = {}
+    for name in MUXER_OPTIONS:
+        if f"-{name}" in argv:
+            place = argv.index(f"-{name}")
+            own[name] = argv[place + 1]
+            del argv[place : place + 2]
+    muxer = argv.index("-f", argv.index("-filter_complex"))
+    argv[muxer + 1] = "tee"
+    # Times in both count in the same ticks; and each picture goes out by itself, so that the reader is not kept waiting.
+    flowing = own | {"movflags": "empty_moov+default_base_moof+frag_every_frame"} if own else {"cluster_time_limit": "1"}
+    kind = plan.codec.muxer
+    slaves = [_slave({"f": kind} | own, destination), _slave({"f": kind, "flush_packets": "1"} | flowing, f"pipe:{descriptor}")]
+    # Containers ask their encoder to keep its headers out of the packets; this one does not ask for those behind it.
+    return [*argv, "-flags", "+global_header", "|".join(slaves)]
+
+
+def _slave(options: Mapping[str, str], destination: str) -> str:
+    """One of several containers in the words of the tee muxer, in which some characters mean something."""
+    said = ":".join(f"{name}={value}" for name, value in options.items())
+    return "".join(f"\\{character}" if character in "\\'| \t\r\n" else character for character in f"[{said}]{destination}")

@@ -7,6 +7,7 @@ temporary files that nobody has verified yet; `rendering` does that, and publish
 from __future__ import annotations
 
 import contextlib
+import functools
 import shlex
 import threading
 import time
@@ -25,7 +26,9 @@ from stepwatch.core.naming import printable
 from stepwatch.core.plan import OutputPlan, RenderPlan, output_size, plural, with_option
 from stepwatch.core.timeline import Mix
 from stepwatch.encoder import Encoder, wall_limit
-from stepwatch.errors import EnvironmentFault, FramesChangedError, Interrupted, RunError, SizeLimitError, StepwatchError
+from stepwatch.errors import EncodeError, EnvironmentFault, FramesChangedError, Interrupted, RunError, SizeLimitError, StepwatchError
+from stepwatch.verify import Evidence
+from stepwatch.witness import Witness, can_witness
 
 
 class Observer(Protocol):
@@ -53,6 +56,8 @@ class Draft:
     tries: list[Try] = field(default_factory=list)
     scale: Fraction = Fraction(1)
     """Of the picture's sides, lowered only to meet ``max_size``."""
+    evidence: Evidence | None = None
+    """What was seen of the file while it was made; None where nobody looked, so that all of it must still be verified."""
     best: tuple[Path, OutputPlan] | None = None
     """The largest file that fits so far."""
     earlier: tuple[str, ...] = ()
@@ -116,9 +121,10 @@ class Workspace:
 class _Feed:
     """Hands the images that one output wants to its encoder, or to what makes pictures of them for it, as they are decoded."""
 
-    def __init__(self, draft: Draft, sink: motion.Feed) -> None:
+    def __init__(self, draft: Draft, sink: motion.Feed, witness: Witness | None) -> None:
         self.draft = draft
         self.sink = sink
+        self.witness = witness
         self._mixes = draft.plan.timeline.feed()
         self._next: Mix | None = next(self._mixes, None)
 
@@ -127,6 +133,17 @@ class _Feed:
         while self._next is not None and self._last(self._next) <= position:
             self.sink.write(images.pixels(self._next, self.draft.plan))
             self._next = next(self._mixes, None)
+
+    def finish(self) -> None:
+        """Wait for the end of the encode, and of whoever watches it; raises what went wrong first."""
+        try:
+            self.sink.finish()
+        except EncodeError as error:
+            if self.witness is not None and "Broken pipe" in error.stderr:
+                self.witness.finish()  # It had nobody left to write to, and this says why.
+            raise
+        if self.witness is not None:
+            self.draft.evidence = self.witness.finish()
 
     @staticmethod
     def _last(mix: Mix) -> int:
@@ -158,17 +175,38 @@ class _Images:
             else:
                 sized = frames.fit(image, size, "stretch")
             self._sized[key] = sized
-            thumbnails = self.thumbnails.setdefault(size, [b""] * len(self._plan.frames))
+            thumbnails = self.thumbnails_of(output)
             shown = output.timeline.order[position]
             if not thumbnails[shown]:
                 thumbnails[shown] = frames.thumbnail(sized)
         return self._sized[key]
+
+    def thumbnails_of(self, output: OutputPlan) -> list[bytes]:
+        """The thumbnails at an output's size, to be filled in as images are decoded."""
+        return self.thumbnails.setdefault((output.width, output.height), [b""] * len(self._plan.frames))
 
     def pixels(self, mix: Mix, output: OutputPlan) -> bytes:
         first = self.sized(mix.first, output)
         if mix.pure:
             return first.tobytes()
         return Image.blend(first, self.sized(mix.second, output), float(mix.weight)).tobytes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What one ffmpeg of a pass is to do."""
+
+    draft: Draft
+    argv: Callable[[int | None], list[str]]
+    """Its arguments, given the descriptor that fragments go to."""
+    label: str
+    witnessed: bool = False
+    moving: bool = False
+    """`motion` makes pictures of the images on their way."""
+
+
+def _as_it_is(argv: list[str], _fragments: int | None) -> list[str]:
+    return argv
 
 
 class Passes:
@@ -262,27 +300,30 @@ class Passes:
         for draft in drafts:
             draft.palette = self._workspace.file(draft.folder, ".png")
             argv = graph.palette_argv(draft.plan, ffmpeg_path=self._ffmpeg, destination=str(draft.palette))
-            work.append((draft, argv, f"{draft.label} palette"))
-        self._pass(work, moving=False)
+            work.append(_Work(draft=draft, argv=functools.partial(_as_it_is, argv), label=f"{draft.label} palette"))
+        self._pass(work)
 
     def _encode(self, drafts: Sequence[Draft]) -> None:
         self._pass(self._encodes(drafts))
 
-    def _encodes(self, drafts: Sequence[Draft]) -> list[tuple[Draft, list[str], str]]:
+    def _encodes(self, drafts: Sequence[Draft]) -> list[_Work]:
         work = []
         for draft in drafts:
             draft.temporary = self._workspace.file(draft.folder, draft.plan.codec.suffix)
-            argv = render_argv(self._plan, draft, draft.temporary, ffmpeg=self._ffmpeg, metadata_path=draft.metadata, palette=draft.palette)
-            work.append((draft, argv, draft.label if not draft.tries else f"{draft.label}, try {len(draft.tries) + 1}"))
+            argv = functools.partial(
+                render_argv, self._plan, draft, draft.temporary, ffmpeg=self._ffmpeg, metadata_path=draft.metadata, palette=draft.palette
+            )
+            label = draft.label if not draft.tries else f"{draft.label}, try {len(draft.tries) + 1}"
+            work.append(_Work(draft=draft, argv=argv, label=label, witnessed=can_witness(draft.plan), moving=bool(draft.plan.motion)))
         return work
 
-    def _pass(self, work: Sequence[tuple[Draft, list[str], str]], *, moving: bool = True) -> None:
+    def _pass(self, work: Sequence[_Work]) -> None:
         """Decode each wanted image once, in the timeline's order, and feed it to one ffmpeg for each piece of *work*.
 
         One that fails closes its own pipe and keeps its error; the others go on. A damaged frame ends the pass (FrameError).
         """
         with contextlib.ExitStack() as stack:
-            feeds = self._open(work, stack, moving=moving)
+            feeds = self._open(work, stack)
             order = self._plan.timeline.order
             wanted = _positions(feed.draft.plan for feed in feeds)
             # The first pass decodes every chosen frame, shown or not: none is called good that has not been proved whole.
@@ -299,28 +340,14 @@ class Passes:
                 self._proved = True
             self._finish(feeds)
 
-    def _open(self, work: Sequence[tuple[Draft, list[str], str]], stack: contextlib.ExitStack, *, moving: bool = True) -> list[_Feed]:
-        """Start an ffmpeg for each piece of *work*, which ends with *stack* at the latest; one that does not start is its draft's error.
-
-        Unless *moving* is False, `motion` makes pictures of the images on their way where the plan says so.
-        """
+    def _open(self, work: Sequence[_Work], stack: contextlib.ExitStack) -> list[_Feed]:
+        """Start what each piece of *work* needs, all of which ends with *stack* at the latest; what does not start is its draft's error."""
         feeds: list[_Feed] = []
-        for draft, argv, label in work:
-            self.commands.append(tuple(argv))
-            self._say(f"{label}: {shlex.join(argv)}", level="debug")
+        for piece in work:
             try:
-                encoder = Encoder(
-                    argv,
-                    on_progress=self._progress(label, draft.plan.pictures),
-                    on_line=self._line(label),
-                    stop=self._stop,
-                    limit=wall_limit(max(draft.plan.pictures, len(self._plan.frames))),
-                )
-                stack.enter_context(encoder)
-                moves = moving and draft.plan.motion
-                feeds.append(_Feed(draft, stack.enter_context(self._moving(draft, encoder, label)) if moves else encoder))
+                feeds.append(self._start(piece, stack))
             except StepwatchError as error:
-                draft.error = error
+                piece.draft.error = error
         return feeds
 
     def _give(self, position: int, image: Image.Image, feeds: Sequence[_Feed]) -> None:
@@ -338,7 +365,7 @@ class Passes:
         for feed in feeds:
             if feed.draft.error is None:
                 try:
-                    feed.sink.finish()
+                    feed.finish()
                 except RunError as error:
                     feed.draft.error = error
 
@@ -348,6 +375,30 @@ class Passes:
         moving = kind(draft.plan, encoder, ffmpeg=self._ffmpeg, stop=self._stop, on_line=self._line(label))
         self.commands += moving.commands
         return moving
+
+    def _start(self, work: _Work, stack: contextlib.ExitStack) -> _Feed:
+        plan = work.draft.plan
+        witness = None
+        if work.witnessed:
+            thumbnails = self._images.thumbnails_of(plan)
+            witness = stack.enter_context(Witness(plan, thumbnails, ffmpeg=self._ffmpeg, stop=self._stop))
+        descriptor = witness.descriptor if witness is not None else None
+        argv = work.argv(descriptor)
+        self.commands.append(tuple(argv))
+        self._say(f"{work.label}: {shlex.join(argv)}", level="debug")
+        encoder = Encoder(
+            argv,
+            on_progress=self._progress(work.label, plan.pictures),
+            on_line=self._line(work.label),
+            stop=self._stop,
+            limit=wall_limit(max(plan.pictures, len(self._plan.frames))),
+            pass_fds=() if descriptor is None else (descriptor,),
+        )
+        stack.enter_context(encoder)
+        if witness is not None:
+            witness.release()
+        sink = stack.enter_context(self._moving(work.draft, encoder, work.label)) if work.moving else encoder
+        return _Feed(work.draft, sink, witness)
 
     def _decode(self, image: int) -> Image.Image:
         frame = self._plan.frames[image]
@@ -432,7 +483,14 @@ class Passes:
 
 
 def render_argv(
-    plan: RenderPlan, draft: Draft, destination: Path, *, ffmpeg: str, metadata_path: Path | str | None, palette: Path | str | None
+    plan: RenderPlan,
+    draft: Draft,
+    destination: Path,
+    fragments: int | None = None,
+    *,
+    ffmpeg: str,
+    metadata_path: Path | str | None,
+    palette: Path | str | None,
 ) -> list[str]:
     """ffmpeg's arguments for one output as it is planned now."""
     return graph.render_argv(
@@ -442,6 +500,7 @@ def render_argv(
         metadata=str(metadata_path) if metadata_path and draft.plan.codec.tags != "embedded" else None,
         palette=str(palette) if palette and draft.plan.codec.palette else None,
         apple=plan.policy.metadata.mp4 == "apple",
+        fragments=fragments,
     )
 
 

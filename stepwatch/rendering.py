@@ -40,7 +40,7 @@ from stepwatch.errors import (
     VerifyError,
 )
 from stepwatch.passes import Draft, Observer, Passes, Workspace, render_argv
-from stepwatch.verify import verify, whole_file
+from stepwatch.verify import prove, verify, whole_file
 
 MOST_COUNTED = 100_000
 """Numbers that a counter in a name goes through before it leaves the rest to ``publish``."""
@@ -459,14 +459,11 @@ class Rendering:
         path, plan = draft.best
         try:
             store.fsync_file(path)
-            verified = verify(
-                path,
-                plan,
-                thumbnails[plan.width, plan.height],
-                ffmpeg=self.ffmpeg,
-                thumbnail=frames.thumbnail,
-                stop=self.stop,
-            )
+            if draft.evidence is not None:
+                verified = prove(path, plan, draft.evidence, ffmpeg=self.ffmpeg, stop=self.stop)
+            else:
+                known = thumbnails[plan.width, plan.height]
+                verified = verify(path, plan, known, ffmpeg=self.ffmpeg, thumbnail=frames.thumbnail, stop=self.stop)
             self.observer.say(
                 self.run.name,
                 f"{plan.codec.name}: verified {verified.pictures} pictures, {float(verified.duration):.3f} s, worst thumbnail {verified.worst:.2f}",

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -55,6 +55,8 @@ OWN_FOLDER = ".stepwatch"
 """In a watched folder, for what stepwatch keeps there: the trash, and who watches."""
 
 STARTER = "stepwatch-start"
+PASSES_DESCRIPTORS = os.name == "posix"
+"""Whether a program can be given more open pipes than its three streams, and many pipes be read by one thread."""
 _DEATH = ("--pdeathsig", "KILL", "--")
 _HOLDER = "daemon.json"
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EBADF, errno.ENOTTY})
@@ -170,8 +172,11 @@ def start(
     stdout: int | IO[bytes] = subprocess.PIPE,
     stderr: int | IO[bytes] = subprocess.PIPE,
     env: Mapping[str, str] | None = None,
+    pass_fds: Collection[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a program that does not outlive this thread, out of the terminal's reach, as the head of its own group.
+
+    It also gets the descriptors *pass_fds*, under their numbers; only where `PASSES_DESCRIPTORS`.
 
     Raises MissingToolError when there is no such program or it is made for another machine, EnvironmentFault when this one has no room for it.
     """
@@ -182,7 +187,9 @@ def start(
     try:
         prefix = child_prefix() if _ours(program) else ()
         # Ctrl-C in the terminal is for stepwatch; it stops its children in its own way.
-        return subprocess.Popen([*prefix, *argv], stdin=stdin, stdout=stdout, stderr=stderr, env=env, start_new_session=True)
+        return subprocess.Popen(
+            [*prefix, *argv], stdin=stdin, stdout=stdout, stderr=stderr, env=env, start_new_session=True, pass_fds=tuple(pass_fds)
+        )
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in _EXHAUSTED:

@@ -1,28 +1,24 @@
-"""A finished file against its plan: strict decode, counts, times, and thumbnails of what was decoded.
+"""A finished file against its plan: strict decode, counts, times, and what its pictures show.
 
-Theory of operation. ffmpeg exits with 0 for a cut file, a dropped frame, a full disk; so the file is read back twice. First its packets,
-without decoding: how many there are, when each shows, how large the picture is. Then every picture is decoded, strictly, and reduced to
-32x32 luma values. The timeline says what each should show, as a mix of two source images' thumbnails. Two things are held against that:
+Theory of operation. ffmpeg exits with 0 for a cut file, a dropped frame, a full disk; so the file is read back. Its packets are listed without
+decoding: how many there are, when each shows, how large the picture is. And every picture is decoded, strictly, reduced to 32x32 luma values, and
+judged (`judge`). There are two ways to the second:
 
-* the mean difference, which may be no more than the encoder's loss explains (``Codec.tolerance``);
-* the direction of the difference. Project it on the line from one image to the next: 0 is where the picture belongs, 1 is a whole image
-  late, -1 one early. Loss is nearly at right angles to that line, so even images that differ by less than the loss are told apart: the
-  displacement may be ``DISPLACED`` of the way and ``SLACK`` levels on top. Neighbours closer than that are the same picture to anybody.
-  An encoder may well shift the brightness of all of a flat picture alike, though, so the mean is measured by itself, with more patience
-  (``BIAS``), and taken out of the line.
+* `verify` decodes the finished file;
+* `prove` is for a file whose packets were decoded and judged while they were made (`witness`): it shows that the file holds those very packets, with
+  the same times, and the same words to the decoder. What decoded then decodes now.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import operator
 import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -30,31 +26,24 @@ from typing import IO, TYPE_CHECKING
 
 from stepwatch import system
 from stepwatch.core.plan import OutputPlan
-from stepwatch.core.timeline import Mix
-from stepwatch.errors import EnvironmentFault, Interrupted, VerifyError
+from stepwatch.errors import EnvironmentFault, Interrupted
+from stepwatch.judge import PIXELS, SIDE, Judge
+from stepwatch.judge import refuse as _refuse
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SIDE = 32
-"""Thumbnails are SIDE x SIDE luma values, limited range, BT.709."""
-PIXELS = SIDE * SIDE
-DISPLACED = 0.6
-"""Share of the way to a neighbouring image beyond which a picture shows the wrong moment."""
-SLACK = 0.2
-"""Levels of displacement (root mean square) that loss may cause on top; 0.08 is the most that was seen, at the small quality of h265."""
-BIAS = 2.0
-"""Levels by which loss may shift the mean of a picture towards its neighbour on top; vp9 shifts flat colours by one and a half."""
-MOTION = 0.75
-"""Motion interpolation goes its own way between two images: this share of their difference is allowed on top."""
-AMPLE_SIDE = 256
-"""Pixels; the tolerances of the codecs were measured on pictures whose shorter side has at least so many."""
-COARSE = 4.0
-"""The same for an encode that was asked to be worse than our own qualities: the square root of it for the mean difference."""
 LISTING = 600
 """Seconds after which a list of packets that has not come counts as never coming."""
 SILENCE = 120.0
 """Seconds without a decoded picture after which the decoder counts as hung."""
+HASH = "murmur3"
+"""Of each packet, 128 bits: against accidents, and ten times as fast as md5."""
+REDUCED = f"scale={SIDE}:{SIDE}:flags=area:out_color_matrix=bt709:out_range=tv,format=yuv420p,settb=1/1000,setpts=N"
+"""Filters that make a thumbnail of each picture. Times are checked with the packets; numbers instead of them keep uneven ones from colliding in
+a guessed time base."""
+REDUCED_BYTES = PIXELS + PIXELS // 2
+"""Of one thumbnail, of which the first PIXELS are luma."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +63,16 @@ class _Packet:
     duration: Fraction
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What a decoder has seen of the packets of an encode, every picture of which was judged."""
+
+    listing: tuple[str, ...]
+    """ffmpeg's framehash of the packets: lines about the stream, then one for each packet."""
+    pictures: int
+    worst: float
+
+
 def verify(
     path: Path,
     plan: OutputPlan,
@@ -88,16 +87,46 @@ def verify(
     *thumbnails* has SIDE x SIDE luma bytes for each image of the timeline, in the images' order (an image that is never fed may be empty);
     *thumbnail* reduces a Pillow image to the same. Raises VerifyError, naming what differs, and Interrupted when *stop* is set.
     """
-    judge = _Judge(plan, thumbnails)
+    judge = Judge(plan, thumbnails)
     if plan.codec.name == "webp":
-        end = _check_webp(path, plan, lambda number, image: judge.see(number, thumbnail(image)))
+        end = _check_webp(path, plan, lambda image: judge.see(thumbnail(image)))
     else:
         end, _ = _check_packets(path, plan, ffmpeg, stop)
         with contextlib.closing(_decoded(path, ffmpeg, stop)) as pictures:
-            for number, picture in enumerate(pictures):
-                judge.see(number, picture)
+            for picture in pictures:
+                judge.see(picture)
     judge.close()
     return Verified(pictures=judge.seen, duration=end, worst=judge.worst)
+
+
+def prove(path: Path, plan: OutputPlan, evidence: Evidence, *, ffmpeg: str, stop: threading.Event) -> Verified:
+    """Prove that the file at *path* is the animation of *plan*, given what was seen of it while it was made. Raises as `verify` does."""
+    listing = _listing(path, ffmpeg, stop)
+    if evidence.pictures != plan.pictures:
+        raise _refuse(f"{evidence.pictures} of {plan.pictures} pictures were seen while it was made")
+    then, now = _comparable(evidence.listing, plan), _comparable(listing, plan)
+    if then != now:
+        wrong = next((number for number, (one, other) in enumerate(zip(then[1], now[1], strict=False)) if one != other), None)
+        where = "in what they say of the stream" if then[0] != now[0] else "in number" if wrong is None else f"from packet {wrong} on"
+        raise _refuse(f"its packets are not those that were seen while it was made ({where})")
+    end, _ = _check_listing(listing, path, plan, ffmpeg, stop)
+    return Verified(pictures=evidence.pictures, duration=end, worst=evidence.worst)
+
+
+def _comparable(listing: Iterable[str], plan: OutputPlan) -> tuple[dict[str, str], list[tuple[str, ...]]]:
+    """What two listings of the same packets have in common, whatever container they come from: facts about the stream, and the packets."""
+    facts, packets = {}, []
+    for line in listing:
+        if line.startswith("#"):
+            name = line[1:].replace(",", ":", 1).partition(":")[0].strip()
+            # AV1 repeats the words to its decoder in each key packet, and a muxer that has not seen one yet writes fewer of them.
+            if name.split(" ")[0] in ("tb", "codec_id", "dimensions") or (name == "extradata 0" and plan.codec.stream != "av1"):
+                facts[name] = " ".join(line.split())
+        else:
+            # How long each lasts is held against the plan, and not against the fragments: not every muxer has told those of a longer last one.
+            stream, decoded, shown, _, *content = (part.strip() for part in line.split(","))
+            packets.append((stream, decoded, shown, *content))
+    return facts, packets
 
 
 def whole_file(path: Path, plan: OutputPlan, *, ffmpeg: str, stop: threading.Event) -> OutputPlan:
@@ -107,7 +136,7 @@ def whole_file(path: Path, plan: OutputPlan, *, ffmpeg: str, stop: threading.Eve
     """
     if plan.codec.name == "webp":
         sizes: list[tuple[int, int]] = []
-        _check_webp(path, plan, lambda _, image: sizes.append(image.size), exact_size=not plan.max_size)
+        _check_webp(path, plan, lambda image: sizes.append(image.size), exact_size=not plan.max_size)
         width, height = sizes[0]
     else:
         _, (width, height) = _check_packets(path, plan, ffmpeg, stop, exact_size=not plan.max_size)
@@ -122,7 +151,13 @@ def whole_file(path: Path, plan: OutputPlan, *, ffmpeg: str, stop: threading.Eve
 
 def _check_packets(path: Path, plan: OutputPlan, ffmpeg: str, stop: threading.Event, *, exact_size: bool = True) -> tuple[Fraction, tuple[int, int]]:
     """Hold the packets against the plan; return when the last one ends and the size of the pictures."""
-    packets, size = _packets(path, plan, ffmpeg, stop)
+    return _check_listing(_listing(path, ffmpeg, stop), path, plan, ffmpeg, stop, exact_size=exact_size)
+
+
+def _check_listing(
+    listing: Iterable[str], path: Path, plan: OutputPlan, ffmpeg: str, stop: threading.Event, *, exact_size: bool = True
+) -> tuple[Fraction, tuple[int, int]]:
+    packets, size = _packets(listing, plan)
     if exact_size:
         _check_size(size, plan)
     if plan.codec.name == "apng" and plan.pictures == 1 == len(packets):
@@ -135,10 +170,6 @@ def _check_packets(path: Path, plan: OutputPlan, ffmpeg: str, stop: threading.Ev
         end = max(end, _header_duration(path, ffmpeg, plan.duration, stop))
     _check_end(end, plan)
     return end, size
-
-
-def _refuse(what: str) -> VerifyError:
-    return VerifyError(f"the rendered file is not what was planned: {what}", hint="nothing was published; the frames are untouched")
 
 
 def _run(argv: Sequence[str], stop: threading.Event) -> subprocess.CompletedProcess[bytes]:
@@ -156,24 +187,29 @@ def _run(argv: Sequence[str], stop: threading.Event) -> subprocess.CompletedProc
     raise _refuse(f"its packets cannot be listed in {LISTING} s")
 
 
-def _packets(path: Path, plan: OutputPlan, ffmpeg: str, stop: threading.Event) -> tuple[list[_Packet], tuple[int, int]]:
-    """The packets of the file in the order of their times, and its size; VerifyError for another codec or an unreadable file."""
+def _listing(path: Path, ffmpeg: str, stop: threading.Event) -> list[str]:
+    """ffmpeg's list of the packets of a file; VerifyError for one that it complains of."""
     argv = [ffmpeg, "-hide_banner", "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file", "-i", f"file:{path}"]
-    argv += ["-map", "0", "-c", "copy", "-f", "framecrc", "-"]
+    argv += ["-map", "0", "-c", "copy", "-f", "framehash", "-hash", HASH, "-"]
     ran = _run(argv, stop)
     said = ran.stderr.decode("utf-8", "replace").strip()
     if ran.returncode or said:
         raise _refuse(f"it cannot be read ({said[:300] or f'status {ran.returncode}'})")
+    return ran.stdout.decode("ascii", "replace").splitlines()
+
+
+def _packets(listing: Iterable[str], plan: OutputPlan) -> tuple[list[_Packet], tuple[int, int]]:
+    """The packets of a listing in the order of their times, and the size of the pictures; VerifyError for another codec or a second stream."""
     base, size = Fraction(0), (0, 0)
     packets: list[_Packet] = []
-    for line in ran.stdout.decode("ascii", "replace").splitlines():
+    for line in listing:
         if line.startswith("#"):
             key, _, value = line[1:].partition(":")
             name, _, stream = key.partition(" ")
             value = value.strip()
-            if stream not in ("", "0"):
-                raise _refuse("it has more than one stream")
             if name == "tb":
+                if stream != "0":
+                    raise _refuse("it has more than one stream")
                 base = Fraction(value)
             elif name == "codec_id" and value != plan.codec.stream and (value, plan.pictures) != ("png", 1):
                 raise _refuse(f"it holds {value}, not {plan.codec.stream}")
@@ -221,9 +257,7 @@ def _slack(plan: OutputPlan) -> Fraction:
 def _decoded(path: Path, ffmpeg: str, stop: threading.Event) -> Generator[bytes]:
     """Thumbnails of every picture of the file, strictly decoded, in order; VerifyError at the first fault."""
     argv = [ffmpeg, "-hide_banner", "-nostdin", "-v", "error", "-xerror", "-err_detect", "explode", "-protocol_whitelist", "file"]
-    # Times were checked with the packets; numbers instead of them keep uneven ones from colliding in a guessed time base.
-    reduced = f"scale={SIDE}:{SIDE}:flags=area:out_color_matrix=bt709:out_range=tv,format=yuv420p,settb=1/1000,setpts=N"
-    argv += ["-i", f"file:{path}", "-map", "0:v", "-fps_mode", "passthrough", "-vf", reduced, "-enc_time_base", "1/1000"]
+    argv += ["-i", f"file:{path}", "-map", "0:v", "-fps_mode", "passthrough", "-vf", REDUCED, "-enc_time_base", "1/1000"]
     argv += ["-f", "rawvideo", "-"]
     process = system.start(argv)
     assert process.stdout is not None
@@ -234,7 +268,7 @@ def _decoded(path: Path, ffmpeg: str, stop: threading.Event) -> Generator[bytes]
         threading.Thread(target=_listen, args=(process.stderr, said), daemon=True),
         threading.Thread(target=_guard, args=(process, decoded, ended, stop), daemon=True),
     ]
-    size = PIXELS + PIXELS // 2
+    size = REDUCED_BYTES
     try:
         for thread in threads:
             thread.start()
@@ -287,127 +321,7 @@ def _listen(pipe: IO[bytes], said: list[bytes]) -> None:
     pipe.close()
 
 
-class _Line:
-    """The way from one image's thumbnail to another's, as a direction without its mean, and the mean."""
-
-    def __init__(self, differences: Sequence[int]) -> None:
-        self.distance = sum(map(abs, differences)) / PIXELS
-        self._mean = sum(differences) / PIXELS
-        self._shape = [difference - self._mean for difference in differences]
-        self._square = sum(map(operator.mul, self._shape, self._shape))
-
-    def project(self, error: Sequence[float], slack: float, bias: float) -> tuple[float, float]:
-        """How much of the way *error* goes (1.0: all of it), and how much of that is to be forgiven.
-
-        *slack* and *bias* are levels of the shape and of the mean; whichever of the two leaves less to forgive is the better witness.
-        """
-        witnesses = []
-        if self._square:
-            length = math.sqrt(self._square / PIXELS)
-            witnesses.append((slack / length, sum(map(operator.mul, error, self._shape)) / self._square))
-        if self._mean:
-            witnesses.append((bias / abs(self._mean), sum(error) / PIXELS / self._mean))
-        if not witnesses:
-            return 0.0, 0.0
-        forgiven, moved = min(witnesses)
-        return moved, forgiven
-
-
-class _Judge:
-    """Holds each decoded picture against what the timeline expects at its time."""
-
-    def __init__(self, plan: OutputPlan, thumbnails: Sequence[bytes]) -> None:
-        self._plan = plan
-        self._thumbnails = thumbnails
-        self._mixes = _expected(plan)
-        # A thumbnail's value is the mean of many pixels, which hides the loss in each; of a tiny picture it is the mean of few.
-        few = max(1.0, AMPLE_SIDE / min(plan.width, plan.height)) * (COARSE if plan.coarse else 1.0)
-        self._tolerance = plan.codec.tolerance * few**0.75
-        self._displaced = min(DISPLACED + 0.05 * (few - 1), 0.8)
-        self._slack = SLACK * few
-        self._bias = BIAS * math.sqrt(few)
-        self._lines: dict[tuple[int, int], _Line] = {}
-        self.seen = 0
-        self.worst = 0.0
-
-    def see(self, number: int, picture: bytes) -> None:
-        mix = next(self._mixes, None)
-        if mix is None:
-            raise _refuse(f"it decodes to more than the {self._plan.pictures} pictures that were planned")
-        self.compare(number, mix, picture)
-        self.seen += 1
-
-    def close(self) -> None:
-        if self.seen != self._plan.pictures:
-            raise _refuse(f"it decodes to {self.seen} pictures, {self._plan.pictures} were planned")
-
-    def compare(self, number: int, mix: Mix, picture: bytes) -> None:
-        order = self._plan.timeline.order
-        first, second = order[mix.first], order[mix.second]
-        expected = self._mixed(first, second, mix.weight)
-        error = list(map(operator.sub, picture, expected))
-        difference = sum(map(abs, error)) / PIXELS
-        self.worst = max(self.worst, difference)
-        allowed = self._tolerance
-        if self._plan.timeline.interpolation == "mci" and not mix.pure:
-            allowed += MOTION * self._distance(first, second)
-        if difference > allowed:
-            raise _refuse(
-                f"picture {number} is not image {first + 1}"
-                + ("" if mix.pure else f" on its way to {second + 1}")
-                + f" (its thumbnail differs by {difference:.1f} levels, {allowed:.1f} are allowed)"
-            )
-        for place, other in self._neighbours(mix):
-            line = self._line(order[place], order[other])
-            moved, slack = line.project(error, self._slack, self._bias)
-            limit = self._displaced if self._plan.timeline.interpolation != "mci" or mix.pure else 1.0
-            if abs(moved) > limit + slack:
-                raise _refuse(
-                    f"picture {number} shows another moment: {abs(moved):.0%} of the way from image {order[place] + 1} to {order[other] + 1}"
-                )
-
-    def _neighbours(self, mix: Mix) -> Iterator[tuple[int, int]]:
-        """The lines between images on which this picture's place is measured."""
-        if not mix.pure:
-            yield mix.first, mix.second
-            return
-        if mix.first > 0:
-            yield mix.first, mix.first - 1
-        if mix.first + 1 < self._plan.timeline.positions:
-            yield mix.first, mix.first + 1
-
-    def _mixed(self, first: int, second: int, weight: Fraction) -> bytes | list[float]:
-        one = self._thumbnails[first]
-        if not weight or first == second:
-            return one
-        share = float(weight)
-        return [a + share * (b - a) for a, b in zip(one, self._thumbnails[second], strict=True)]
-
-    def _line(self, first: int, second: int) -> _Line:
-        """The way from one image to another; of no length where one of them is never fed."""
-        if (first, second) not in self._lines:
-            if len(self._lines) > 8:
-                self._lines.clear()
-            one, other = self._thumbnails[first], self._thumbnails[second]
-            self._lines[first, second] = _Line(list(map(operator.sub, other, one)) if one and other else [0] * PIXELS)
-        return self._lines[first, second]
-
-    def _distance(self, first: int, second: int) -> float:
-        return self._line(first, second).distance
-
-
-def _expected(plan: OutputPlan) -> Iterator[Mix]:
-    """What each encoded picture shows, in order."""
-    timeline = plan.timeline
-    if plan.variable:
-        yield from timeline.feed()
-    elif not plan.codec.holds_by_delay:
-        yield from (timeline.picture(number) for number in range(timeline.total))
-    else:
-        yield from (timeline.picture(timeline.head + number) for number in range(timeline.pictures))
-
-
-def _check_webp(path: Path, plan: OutputPlan, see: Callable[[int, Image.Image], None], *, exact_size: bool = True) -> Fraction:
+def _check_webp(path: Path, plan: OutputPlan, see: Callable[[Image.Image], None], *, exact_size: bool = True) -> Fraction:
     """The same for animated WebP, which not every ffmpeg decodes: Pillow reads it. *see* gets every picture; returns when the last one ends."""
     from PIL import Image
 
@@ -425,7 +339,7 @@ def _check_webp(path: Path, plan: OutputPlan, see: Callable[[int, Image.Image], 
                 image.load()
                 if abs(start - clock) > _slack(plan):
                     raise _refuse(f"picture {number} shows at {float(clock):.3f} s instead of {float(start):.3f} s")
-                see(number, image.convert("RGB"))
+                see(image.convert("RGB"))
                 clock += Fraction(round(image.info.get("duration", 0)), 1000) if count > 1 else plan.duration
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise _refuse(f"it does not decode without an error ({error})") from error

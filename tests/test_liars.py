@@ -21,14 +21,15 @@ FAKE = """\
 #!/bin/sh
 '''exec' '{python}' "$0" "$@" # the path of a Python may hold a space, which no shebang takes
 ' '''
-import os, signal, subprocess, sys, time
+import os, re, signal, subprocess, sys, time
 REAL, MODE, LOG = {real!r}, {mode!r}, {log!r}
 args = sys.argv[1:]
 if "pipe:0" not in args:
     os.execv(REAL, [REAL, *args])
 with open(LOG, "a") as log:
     log.write(str(os.getpid()) + "\\n")
-target = args[-1].removeprefix("file:")
+# With its packets also going into a pipe, the last argument is `[f=mp4]file:TARGET|[f=mp4]pipe:N`.
+target = re.sub(r"^(\\[.*?\\])?file:|\\|\\[f=\\w+:[^|]*\\]pipe:[0-9]+$", "", args[-1])
 width, height = map(int, args[args.index("-s") + 1].split("x"))
 size = width * height * 3
 
@@ -38,7 +39,7 @@ def images():
         yield image
 
 def real(pictures, options=args):
-    process = subprocess.Popen([REAL, *options], stdin=subprocess.PIPE)
+    process = subprocess.Popen([REAL, *options], stdin=subprocess.PIPE, close_fds=False)
     try:
         for picture in pictures:
             process.stdin.write(picture)
@@ -86,6 +87,11 @@ if MODE == "flips bits":
         file.seek(place)
         file.write(bytes(byte ^ 0x55 for byte in was))
     sys.exit(0)
+if MODE == "shows the truth to the pipe only":
+    all_of_them = list(images())
+    real(all_of_them, [*args[:-1], args[-1].replace(target, "/dev/null").replace("+faststart", "+empty_moov")])
+    os.dup2(os.open("/dev/null", os.O_WRONLY), int(args[-1].rpartition(":")[2]))
+    sys.exit(real([*all_of_them[:5], all_of_them[4], *all_of_them[6:]]))
 if MODE == "plays too slowly":
     options = with_option("-framerate", lambda rate: rate.split("/")[0] + "/" + str(2 * int(rate.split("/")[1])))
     sys.exit(real(images(), options))
@@ -187,6 +193,7 @@ LIES = [
     "turns the picture over",
     "cuts the file",
     "flips bits",
+    "shows the truth to the pipe only",
     "plays too slowly",
     "another size",
     "fails and says 0",
