@@ -18,7 +18,7 @@ from typing import Any
 
 import ffmpeg
 
-from stepwatch.core.plan import OutputPlan
+from stepwatch.core.plan import OutputPlan, Pace
 from stepwatch.core.timeline import half_up
 
 TRUE_TIMES = 90000
@@ -40,7 +40,7 @@ there: held-out images of three runs come back with an SSIM of .9857 .9876 .9866
 MCI_TICKS = 10**6
 """Ticks a second, or a little less, in which ``minterpolate`` is told when images begin."""
 
-DESTINATION, PALETTE = "<destination>", "<palette>"
+DESTINATION, PALETTE, SOURCE = "<destination>", "<palette>", "<source>"
 """Stand for paths in the graph, because ffmpeg-python takes text in Unicode only, and the name of a folder may be any bytes."""
 
 TO_PLANES = {"out_color_matrix": "bt709", "flags": "bicubic+accurate_rnd"}
@@ -145,6 +145,43 @@ def _planes(plan: OutputPlan) -> Any:
     if plan.codec.video:
         return _source(plan).filter("scale", out_range="tv", **TO_PLANES).filter("format", between_planes(plan))
     return _planes_of_rgb(_source(plan))
+
+
+def retimed_argv(plan: OutputPlan, pace: Pace, *, ffmpeg_path: str, source: str, destination: str, metadata: str, apple: bool = False) -> list[str]:
+    """The argument list that gives the pictures of the file *source* the times of *plan*, by *pace*, without encoding anything.
+
+    Times are monotone in one another, so what is decoded first still is: decoding times go the same way as those of showing.
+    """
+    packets = ffmpeg.input(SOURCE, protocol_whitelist="file")
+    codec = plan.codec
+    last = max(plan.starts())
+    ends = f"({plan.duration.numerator}/{plan.duration.denominator}/TB)"
+    # Only the last picture's own length is to be said; a container knows the others from what follows.
+    lasts = (
+        f"if(gte({_paced('PTS', pace)},{_seconds(last)}/TB-1),{ends}-{_paced('PTS', pace)},{_paced('(PTS+DURATION)', pace)}-{_paced('PTS', pace)})"
+    )
+    options = {"c": "copy", "f": codec.muxer, "map_metadata": "-1", **dict(codec.muxer_options)}
+    options["bsf:v"] = f"setts=pts='{_paced('PTS', pace)}':dts='{_paced('DTS', pace)}':duration='{lasts}'"
+    if codec.tags in ("mp4", "mov"):
+        options["video_track_timescale"] = str(TRUE_TIMES)
+        if not (apple and codec.tags == "mp4"):
+            options["movflags"] = options.get("movflags", "") + "+use_metadata_tags"
+    argv = _compile(ffmpeg.output(packets["v"], DESTINATION, **options), ffmpeg_path, files={DESTINATION: destination, SOURCE: source})
+    return _with_metadata(argv, metadata, behind=f"file:{source}")
+
+
+def _paced(ticks: str, pace: Pace) -> str:
+    """An expression for when what was encoded for *ticks* shows, in ticks."""
+    time = f"({ticks}*TB)"
+    *earlier, final = (f"{_seconds(shows)}+({time}-{_seconds(start)})*{_seconds(factor)}" for start, shows, factor in pace)
+    expression = final
+    for piece, (start, _, _) in zip(reversed(earlier), reversed(pace), strict=False):
+        expression = f"if(lt({time},{_seconds(start)}),{piece},{expression})"
+    return f"round(({expression})/TB)"
+
+
+def _seconds(value: Fraction) -> str:
+    return f"({value.numerator}/{value.denominator})"
 
 
 def _source(plan: OutputPlan) -> Any:
@@ -277,12 +314,12 @@ def _compile(output: Any, ffmpeg_path: str, *, files: Mapping[str, str], progres
     return [*argv[: len(head)], "-y", *argv[len(head) :]]
 
 
-def _with_metadata(argv: list[str], metadata: str) -> list[str]:
-    """Add the ffmetadata file as the second input: ffmpeg-python keeps only inputs that give a stream."""
-    behind = argv.index("pipe:0") + 1
+def _with_metadata(argv: list[str], metadata: str, *, behind: str = "pipe:0") -> list[str]:
+    """Add the ffmetadata file as the second input, *behind* the first: ffmpeg-python keeps only inputs that give a stream."""
+    place = argv.index(behind) + 1
     first = argv.index("-map_metadata") + 1
     argv = [*argv[:first], "1", *argv[first + 1 :]]
-    return [*argv[:behind], "-protocol_whitelist", "file", "-f", "ffmetadata", "-i", f"file:{metadata}", *argv[behind:]]
+    return [*argv[:place], "-protocol_whitelist", "file", "-f", "ffmetadata", "-i", f"file:{metadata}", *argv[place:]]
 
 
 MUXER_OPTIONS = ("movflags", "video_track_timescale")

@@ -19,6 +19,7 @@ import math
 import operator
 from collections import deque
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Final
 
 from PIL import Image, ImageChops
@@ -97,8 +98,11 @@ class Judge:
     def __init__(self, plan: OutputPlan, thumbnails: Sequence[bytes]) -> None:
         self._plan = plan
         self._thumbnails = thumbnails
-        self._mixes = _expected(plan)
-        self._fed = {place for mix in plan.timeline.feed() for place in (mix.first, mix.second)}
+        self._mixes = plan.shown()
+        self._last = plan.timeline.positions - 1
+        """Position of the last image that came."""
+        self._short = False
+        self._fed = {place for mix in plan.timeline.feed() for place in ((mix.first,) if mix.pure else (mix.first, mix.second))}
         # A thumbnail's value is the mean of many pixels, which hides the loss in each; of a tiny picture it is the mean of few.
         few = max(1.0, AMPLE_SIDE / min(plan.width, plan.height)) * (COARSE if plan.coarse else 1.0)
         self._tolerance = plan.codec.tolerance * few**0.75
@@ -123,11 +127,16 @@ class Judge:
         while self._waiting and self._ready(self._waiting[0][0]):
             self._compare(*self._waiting.popleft())
 
+    def cut(self, images: int) -> None:
+        """No more than so many images will come: what was to show a later one shows the last of them, for however many pictures."""
+        self._last, self._short = images - 1, True
+
     def close(self) -> None:
         """There are no more pictures: judge those that still wait, and their number."""
         while self._waiting:
-            self._compare(*self._waiting.popleft())
-        if self.seen != self._plan.pictures:
+            mix, picture = self._waiting.popleft()
+            self._compare(mix if mix.first < self._last else Mix(first=self._last, second=self._last, weight=Fraction(0)), picture)
+        if self.seen != self._plan.pictures and not self._short:
             raise refuse(f"it decodes to {self.seen} pictures, {self._plan.pictures} were planned")
 
     def _ready(self, mix: Mix) -> bool:
@@ -138,7 +147,7 @@ class Judge:
         number = self._judged
         self._judged += 1
         order = self._plan.timeline.order
-        first, second = order[mix.first], order[mix.second]
+        first, second = order[mix.first], order[mix.first if mix.pure else mix.second]
         one, other, share = self._thumbnails[first], self._thumbnails[second], float(mix.weight)
         if not one or not other:
             raise refuse(f"picture {number} shows image {first + 1}, which was never given to ffmpeg")
@@ -177,7 +186,7 @@ class Judge:
             return
         if mix.first > 0:
             yield mix.first, mix.first - 1
-        if mix.first + 1 < self._plan.timeline.positions:
+        if mix.first < self._last:
             yield mix.first, mix.first + 1
 
     def _line(self, first: int, second: int) -> _Line:
@@ -203,14 +212,3 @@ def _bounds(picture: bytes, one: bytes, other: bytes, share: float) -> tuple[flo
     total = sum(levels) + rounded
     largest = max(levels) + (1 if rounded else 0)
     return total, largest * total
-
-
-def _expected(plan: OutputPlan) -> Iterator[Mix]:
-    """What each encoded picture shows, in order."""
-    timeline = plan.timeline
-    if plan.variable:
-        yield from timeline.feed()
-    elif not plan.codec.holds_by_delay:
-        yield from (timeline.picture(number) for number in range(timeline.total))
-    else:
-        yield from (timeline.picture(timeline.head + number) for number in range(timeline.pictures))

@@ -15,20 +15,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import mmap
+import shlex
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from stepwatch import __version__, config, frames, store, system
+from stepwatch import __version__, config, frames, graph, store, system
 from stepwatch.core import metadata
-from stepwatch.core.live import Promise, arrived, differs
+from stepwatch.core.live import Promise, arrived, differs, ended_early, outlives
 from stepwatch.core.model import Frame, Run, RunKey
 from stepwatch.core.naming import printable
-from stepwatch.core.plan import RenderPlan, plan_digest, plan_render
+from stepwatch.core.plan import RenderPlan, plan_digest, plan_render, retimed
 from stepwatch.encoder import capabilities
 from stepwatch.errors import Interrupted, RunError, StepwatchError
 from stepwatch.passes import Draft, Observer, Passes, Workspace
+from stepwatch.verify import run
 
 PATIENCE = 0.5
 """Seconds between two looks at whether a live encode that is waited for should be waited for any longer."""
@@ -64,6 +66,7 @@ class Live:
         """The promised run, with the facts of those frames that were fed."""
         self._resolved = resolved
         self._find_ffmpeg = ffmpeg
+        self._ffmpeg = ""
         self._observer = observer
         self._nice = nice
         self._begin = begin
@@ -75,11 +78,16 @@ class Live:
         self._over = threading.Event()
         self._released = threading.Event()
         self._claimed = False
+        self._cut = ""
+        """Why no frame will come any more although the sidecar does not say so."""
+        self._outlives = False
+        """Some output is worth something even if the run ends early."""
         self.refused = ""
         """Why it was given up, in plain words; empty as long as it was not."""
         self.fed = 0
         """Frames of the run that were fed, or left out as the policy says, so far."""
         self._digests: dict[Frame, str] = {}
+        self._plan: RenderPlan | None = None
         self._drafts: list[Draft] = []
         self._thumbnails: Mapping[tuple[int, int], list[bytes]] = {}
         self._generation = uuid.uuid4().hex
@@ -139,9 +147,8 @@ class Live:
         """
         fed = self.fed  # Before the run, which is one ahead of it for a moment.
         reason = differs(self._run, plan.run, fed)
-        if len(plan.run.frames) < self.promised:
-            reason = f"it has {len(plan.run.frames)} of {self.promised} frames"
         if not reason:
+            self._cut = "" if len(plan.run.frames) == self.promised else f"it has {len(plan.run.frames)} of {self.promised} frames"
             self.look(plan.run)
             # The tail may still be encoded. It ends by itself, or by the encoder's own limits when nothing moves any more.
             while not self._over.wait(PATIENCE):
@@ -154,23 +161,52 @@ class Live:
             # Its files go before others are made beside them.
             self.close()
             self.join()
-        served = [] if reason else [draft for draft in drafts if self._serve(draft, workspace)]
+        served = [] if reason else [draft for draft in drafts if self._serve(draft, plan, workspace)]
         if len(served) < len(drafts):
             reason = reason or "the policy, or what is known of the run, has changed"
             self._observer.say(self._run.name, f"what was encoded while it went on is thrown away: {reason}", level="debug")
         return {(draft.plan.width, draft.plan.height): self._thumbnails[draft.plan.width, draft.plan.height] for draft in served}
 
-    def _serve(self, draft: Draft, workspace: Workspace) -> bool:
+    def _serve(self, draft: Draft, plan: RenderPlan, workspace: Workspace) -> bool:
         for own in self._drafts:
-            if own.error is None and own.temporary is not None and (own.digest, own.folder) == (draft.digest, draft.folder):
-                if not _stamp(own, draft, self._generation):
+            if own.error is None and own.temporary is not None and own.folder == draft.folder:
+                if own.digest == draft.digest and _stamp(own, draft, self._generation):
+                    draft.temporary, draft.evidence = own.temporary, own.evidence
+                    self._workspace.keep(own.temporary)
+                    workspace.adopt(own.temporary)
+                elif not self._retime(own, draft, plan, workspace):
                     continue
-                self._workspace.keep(own.temporary)
-                workspace.adopt(own.temporary)
-                draft.temporary, draft.place = own.temporary, own.place
-                own.temporary = None
+                draft.place, own.temporary = own.place, None
                 return True
         return False
+
+    def _retime(self, own: Draft, draft: Draft, plan: RenderPlan, workspace: Workspace) -> bool:
+        """Make *draft* of an encode that was to have more images, by giving its pictures other times; False where that cannot be."""
+        assert self._plan is not None
+        assert own.temporary is not None
+        names = [frame.name for frame in plan.frames]
+        if names != [frame.name for frame in self._plan.frames[: len(names)]] or not outlives(draft.plan, plan.policy):
+            return False
+        evidence = own.evidence
+        found = retimed(own.plan, draft.plan, made=evidence.pictures, images=len(names)) if evidence else None
+        if evidence is None or found is None:
+            return False
+        now, pace = found
+        digest = plan_digest(plan, now)
+        said = {key: value.replace(draft.digest, digest) for key, value in draft.tags.items()}
+        apple = draft.plan.codec.tags == "mp4" and plan.policy.metadata.mp4 == "apple"
+        tagged = workspace.file(draft.folder, ".ffmetadata")
+        target = workspace.file(draft.folder, draft.plan.codec.suffix)
+        store.write_file(tagged, metadata.ffmetadata(metadata.apple_tags(said) if apple else said).encode("utf-8"))
+        argv = graph.retimed_argv(
+            now, pace, ffmpeg_path=self._ffmpeg, source=str(own.temporary), destination=str(target), metadata=str(tagged), apple=apple
+        )
+        self._observer.say(self._run.name, f"{draft.label}: other times: {shlex.join(argv)}", level="debug")
+        if run(argv, self._stop).returncode:
+            return False
+        draft.plan, draft.digest, draft.tags, draft.temporary = now, digest, said, target
+        draft.evidence = replace(evidence, retimed=True)
+        return True
 
     # --- what its thread does -------------------------------------------------------------------------------------------------------
 
@@ -198,15 +234,18 @@ class Live:
 
     def _encode(self) -> None:
         self._begin()
-        ffmpeg = self._find_ffmpeg()
+        ffmpeg = self._ffmpeg = self._find_ffmpeg()
         policy = self._resolved.policy
         run, survey = self._promised.run, self._promised.survey
         plan = plan_render(run, survey, policy, encoders=capabilities(ffmpeg).encoders, longest=self._resolved.longest, incomplete=False)
         self._resolved.require_places()
+        self._plan = plan
+        self._outlives = any(outlives(output, policy) for output in plan.outputs)
         places = {frame.name: number for number, frame in enumerate(plan.frames)}
         size = (survey.facts[0].width * plan.scale, survey.facts[0].height * plan.scale)
         with contextlib.ExitStack() as stack:
-            passes = Passes(plan, ffmpeg=ffmpeg, digests={}, workspace=self._workspace, observer=self._observer, stop=self._stop)
+            reader = frames.Reader(run.key.folder)
+            passes = Passes(plan, reader=reader, ffmpeg=ffmpeg, digests={}, workspace=self._workspace, observer=self._observer, stop=self._stop)
             for frame in self._arriving():
                 if not self._drafts:
                     self._drafts = self._draft(plan, frame)
@@ -221,17 +260,22 @@ class Live:
                     self._digests[frame] = frames.digest(run.key.folder, frame)
                 if all(draft.error is not None for draft in self._drafts):
                     raise next(draft.error for draft in self._drafts if draft.error is not None)
-            self._thumbnails = passes.end()
+            given = sum(frame.name in places for frame in self._run.frames[: self.fed])
+            self._thumbnails = passes.end(images=given if given < len(plan.frames) else None)
 
     def _arriving(self) -> Iterator[Frame]:
-        """The promised frames, in their order, each as soon as it is there; ends with the last, raises RunError when the promise is broken."""
+        """The promised frames, in their order, each as soon as it is there; ends with the last, or with the run where that leaves something of worth.
+
+        Raises RunError when the promise is broken.
+        """
         while self.fed < len(self._run.frames):
             with self._changed:
                 self._changed.wait_for(lambda: self._latest is not None or self._stop.is_set())
                 latest, self._latest = self._latest, None
             if self._stop.is_set() or latest is None:
                 raise Interrupted("called off")
-            broken = differs(self._run, latest, self.fed)
+            early = ended_early(self._run, latest) or self._cut
+            broken = differs(self._run, latest, self.fed) or ("" if self._outlives else early)
             if broken:
                 raise RunError(broken)
             for frame in arrived(self._run, latest, self.fed):
@@ -241,6 +285,8 @@ class Live:
                 self.fed += 1
                 if self._latest is not None:
                     break
+            if early and self.fed == len(latest.frames):
+                return
 
     def _draft(self, plan: RenderPlan, first: Frame) -> list[Draft]:
         """What the outputs of *plan* will be, as far as the first frame tells."""

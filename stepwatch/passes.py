@@ -134,8 +134,8 @@ class _Feed:
             self.sink.write(images.pixels(self._next, self.draft.plan))
             self._next = next(self._mixes, None)
 
-    def finish(self) -> None:
-        """Wait for the end of the encode, and of whoever watches it; raises what went wrong first."""
+    def finish(self, *, images: int | None = None) -> None:
+        """Wait for the end of the encode, and of whoever watches it; raises what went wrong first. *images*: no more will come."""
         try:
             self.sink.finish()
         except EncodeError as error:
@@ -143,7 +143,7 @@ class _Feed:
                 self.witness.finish()  # It had nobody left to write to, and this says why.
             raise
         if self.witness is not None:
-            self.draft.evidence = self.witness.finish()
+            self.draft.evidence = self.witness.finish(images=images)
 
     @staticmethod
     def _last(mix: Mix) -> int:
@@ -277,9 +277,12 @@ class Passes:
         """Feed the image at a position of the timeline; they come in order."""
         self._give(position, image, self._feeds)
 
-    def end(self) -> Mapping[tuple[int, int], list[bytes]]:
-        """Wait until everything is encoded; returns the images' thumbnails. A fault is the draft's error."""
-        self._finish(self._feeds)
+    def end(self, *, images: int | None = None) -> Mapping[tuple[int, int], list[bytes]]:
+        """Wait until everything is encoded; returns the images' thumbnails. A fault is the draft's error.
+
+        *images* is how many were given, where the plan is of more.
+        """
+        self._finish(self._feeds, images=images)
         return self._images.thumbnails
 
     def _prepare(self, draft: Draft) -> None:
@@ -361,11 +364,11 @@ class Passes:
                     feed.draft.error = error
 
     @staticmethod
-    def _finish(feeds: Sequence[_Feed]) -> None:
+    def _finish(feeds: Sequence[_Feed], *, images: int | None = None) -> None:
         for feed in feeds:
             if feed.draft.error is None:
                 try:
-                    feed.finish()
+                    feed.finish(images=images)
                 except RunError as error:
                     feed.draft.error = error
 

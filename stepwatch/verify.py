@@ -71,6 +71,8 @@ class Evidence:
     """ffmpeg's framehash of the packets: lines about the stream, then one for each packet."""
     pictures: int
     worst: float
+    retimed: bool = False
+    """The file shows these packets at other times than they were made for."""
 
 
 def verify(
@@ -104,7 +106,7 @@ def prove(path: Path, plan: OutputPlan, evidence: Evidence, *, ffmpeg: str, stop
     listing = _listing(path, ffmpeg, stop)
     if evidence.pictures != plan.pictures:
         raise _refuse(f"{evidence.pictures} of {plan.pictures} pictures were seen while it was made")
-    then, now = _comparable(evidence.listing, plan), _comparable(listing, plan)
+    then, now = (_comparable(one, plan, timed=not evidence.retimed) for one in (evidence.listing, listing))
     if then != now:
         wrong = next((number for number, (one, other) in enumerate(zip(then[1], now[1], strict=False)) if one != other), None)
         where = "in what they say of the stream" if then[0] != now[0] else "in number" if wrong is None else f"from packet {wrong} on"
@@ -113,19 +115,23 @@ def prove(path: Path, plan: OutputPlan, evidence: Evidence, *, ffmpeg: str, stop
     return Verified(pictures=evidence.pictures, duration=end, worst=evidence.worst)
 
 
-def _comparable(listing: Iterable[str], plan: OutputPlan) -> tuple[dict[str, str], list[tuple[str, ...]]]:
-    """What two listings of the same packets have in common, whatever container they come from: facts about the stream, and the packets."""
+def _comparable(listing: Iterable[str], plan: OutputPlan, *, timed: bool) -> tuple[dict[str, str], list[tuple[str, ...]]]:
+    """What two listings of the same packets have in common, whatever container they come from: facts about the stream, and the packets.
+
+    Unless *timed*, their times may differ.
+    """
     facts, packets = {}, []
     for line in listing:
         if line.startswith("#"):
             name = line[1:].replace(",", ":", 1).partition(":")[0].strip()
             # AV1 repeats the words to its decoder in each key packet, and a muxer that has not seen one yet writes fewer of them.
-            if name.split(" ")[0] in ("tb", "codec_id", "dimensions") or (name == "extradata 0" and plan.codec.stream != "av1"):
+            known = ("tb", "codec_id", "dimensions") if timed else ("codec_id", "dimensions")
+            if name.split(" ")[0] in known or (name == "extradata 0" and plan.codec.stream != "av1"):
                 facts[name] = " ".join(line.split())
         else:
             # How long each lasts is held against the plan, and not against the fragments: not every muxer has told those of a longer last one.
             stream, decoded, shown, _, *content = (part.strip() for part in line.split(","))
-            packets.append((stream, decoded, shown, *content))
+            packets.append((stream, decoded, shown, *content) if timed else (stream, *content))
     return facts, packets
 
 
@@ -168,11 +174,14 @@ def _check_listing(
     if plan.codec.muxer == "webm" and end < plan.duration:
         # Older ffmpeg does not store how long the last block lasts; the length in the header, which players go by, is right.
         end = max(end, _header_duration(path, ffmpeg, plan.duration, stop))
+    if plan.cut and end > plan.duration:
+        # And where pictures do not all last as long it takes the time to the next decode for that to the next picture.
+        end = _header_duration(path, ffmpeg, plan.duration, stop)
     _check_end(end, plan)
     return end, size
 
 
-def _run(argv: Sequence[str], stop: threading.Event) -> subprocess.CompletedProcess[bytes]:
+def run(argv: Sequence[str], stop: threading.Event) -> subprocess.CompletedProcess[bytes]:
     """Run ffmpeg, and end it when *stop* is set or it takes too long."""
     with system.start(argv) as process:
         for _ in range(LISTING):
@@ -191,7 +200,7 @@ def _listing(path: Path, ffmpeg: str, stop: threading.Event) -> list[str]:
     """ffmpeg's list of the packets of a file; VerifyError for one that it complains of."""
     argv = [ffmpeg, "-hide_banner", "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file", "-i", f"file:{path}"]
     argv += ["-map", "0", "-c", "copy", "-f", "framehash", "-hash", HASH, "-"]
-    ran = _run(argv, stop)
+    ran = run(argv, stop)
     said = ran.stderr.decode("utf-8", "replace").strip()
     if ran.returncode or said:
         raise _refuse(f"it cannot be read ({said[:300] or f'status {ran.returncode}'})")
@@ -236,7 +245,7 @@ def _check_times(packets: Sequence[_Packet], plan: OutputPlan) -> None:
 def _header_duration(path: Path, ffmpeg: str, planned: Fraction, stop: threading.Event) -> Fraction:
     """The length that the container's header states: *planned* when it agrees with that to the hundredth of a second that ffmpeg prints."""
     argv = [ffmpeg, "-hide_banner", "-nostdin", "-protocol_whitelist", "file", "-i", f"file:{path}"]
-    said = _run(argv, stop).stderr.decode("utf-8", "replace")
+    said = run(argv, stop).stderr.decode("utf-8", "replace")
     found = re.search(r"Duration: (\d+):(\d+):(\d+\.\d+)", said)
     if not found:
         return Fraction(0)

@@ -103,8 +103,8 @@ class Witness:
             self._open = False
             os.close(self.descriptor)
 
-    def finish(self) -> Evidence:
-        """Wait until everything has been decoded and judged. Call when the encoder has ended.
+    def finish(self, *, images: int | None = None) -> Evidence:
+        """Wait until everything has been decoded and judged. Call when the encoder has ended; with *images* where it was given no more than these.
 
         Raises VerifyError, naming what is not as planned, and Interrupted.
         """
@@ -119,6 +119,8 @@ class Witness:
             raise refuse(f"it does not decode without an error ({words[:300] or f'status {code}'})")
         if self._rest:
             raise refuse("its last picture is cut short")
+        if images is not None:
+            self._judge.cut(images)
         self._judge.close()
         listing = tuple(self._listing.decode("ascii", "replace").splitlines())
         return Evidence(listing=listing, pictures=self._judge.seen, worst=self._judge.worst)

@@ -279,7 +279,7 @@ def test_a_decoder_that_has_gone_is_a_missing_tool(tmp_path: Path) -> None:
     with pytest.raises(MissingToolError):
         list(verify._decoded(tmp_path / "x.mp4", missing, threading.Event()))
     with pytest.raises(MissingToolError):
-        verify._run([missing], threading.Event())
+        verify.run([missing], threading.Event())
     assert tags.read(tmp_path / "x.mp4", ffmpeg=missing) == {}
 
 
@@ -288,7 +288,7 @@ def test_a_decoder_that_has_gone_is_a_missing_tool(tmp_path: Path) -> None:
 PARENTS = {
     "encoding": "running = encoder.Encoder([program])\nrunning.write(bytes(2304))\nwait()",
     "asking": "threading.Thread(target=wait).start()\nencoder.capabilities(program)",
-    "listing": "threading.Thread(target=wait).start()\nverify._run([program], threading.Event())",
+    "listing": "threading.Thread(target=wait).start()\nverify.run([program], threading.Event())",
     "decoding": "threading.Thread(target=wait).start()\nlist(verify._decoded(Path('x.mp4'), program, threading.Event()))",
     "reading tags": "threading.Thread(target=wait).start()\ntags._read_by_ffmpeg(Path('x.mp4'), 'mov', program)",
 }

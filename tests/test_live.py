@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def test_what_was_encoded_live_is_the_animation(stage: Any, policy: Mapping[str,
     assert here.live.refused == ""
     here.say("complete")
     step = here.advance()
-    assert step.error is None
+    assert step.error is None, here.ears.said
     assert here.ears.thrown_away == ""
     outputs = step.result.outputs
     assert here.ears.encodes == len(outputs)
@@ -288,7 +289,7 @@ def test_any_surprise_throws_the_live_encode_away_and_the_run_is_rendered_from_t
     assert here.records.ledger.get(here.read().key).attempts.count == 0
     here.say("complete")
     step = here.advance()
-    assert step.error is None
+    assert step.error is None, here.ears.said
     assert step.result.found == len(list(here.folder.glob("0*.png")))
     assert Path(step.result.outputs[0].path).exists()
 
@@ -301,7 +302,7 @@ def test_a_frame_rewritten_behind_the_encoder_is_not_taken_over(stage: Any) -> N
     here.frame(2, step=11)
     here.say("complete")
     step = here.advance()
-    assert step.error is None
+    assert step.error is None, here.ears.said
     assert "rewritten" in here.ears.thrown_away
     assert here.ears.encodes == 2
 
@@ -322,7 +323,7 @@ def test_an_edited_policy_counts(stage: Any, edit: Mapping[str, Any], words: str
     here.set_policy(edit)
     here.say("complete")
     step = here.advance()
-    assert step.error is None
+    assert step.error is None, here.ears.said
     assert words in here.ears.thrown_away
     assert here.ears.encodes == 2
 
@@ -340,7 +341,7 @@ def test_one_output_that_fails_does_not_spoil_the_other(stage: Any, tmp_path: Pa
     here.wait(lambda: here.live.over)
     here.say("complete")
     step = here.advance()
-    assert step.error is None
+    assert step.error is None, here.ears.said
     assert [Path(output.path).suffix for output in step.result.outputs] == [".mp4", ".webm"]
     assert (here.ears.encodes, mark.exists()) == (3, True)
 
@@ -383,6 +384,61 @@ def test_frames_are_not_read_again_when_they_were_read_live(stage: Any, monkeypa
     assert here.advance().action.do is Do.RENDER
     assert reads == []
     assert real is Image.Image.load
+
+
+# --- runs that end early ------------------------------------------------------------------------------------------------------------------
+
+
+RETIME: Mapping[str, Any] = {"timeline": {"early_end": "retime", "hold_first": "250ms"}}
+
+
+@pytest.mark.parametrize("how", ["interrupted", "complete", "stalled"])
+@pytest.mark.parametrize("codec", ["h264", "h265", "av1", "vp9", "prores"])
+def test_a_picture_for_each_image_only_needs_other_times_when_a_run_ends_early(stage: Any, codec: str, how: str) -> None:
+    """Without interpolation an interrupted run is not encoded anew: its pictures get the times that they would have had."""
+    here = stage({**NONE, "outputs": [{"codec": codec, "name": "{run}"}], "size": {"scale": 96}})
+    here.record(range(4))
+    here.wait(lambda: here.live.fed == 4)
+    here.say("running" if how == "stalled" else how)
+    step = here.advance()
+    assert step.error is None, here.ears.said
+    assert (here.ears.encodes, here.ears.thrown_away) == (1, "")
+    output = step.result.outputs[0]
+    assert (output.frames, output.duration, step.result.found) == (4, Fraction(5, 4), 4)
+    assert ("-incomplete" in output.path) == (how != "complete")
+    repeated = visit.visit(here.read(), here.resolved(), ffmpeg=here.ffmpeg, options=visit.Options(), observer=here.ears, stop=here.stop)
+    assert repeated.outputs[0].exists, here.ears.said
+    here.close()
+    assert here.leftovers == []
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265", "av1", "vp9", "prores"])
+def test_a_cross_fade_gets_other_times_where_the_policy_says_so(stage: Any, codec: str) -> None:
+    """``early_end: retime``: the animation of a run that ends early lasts as long as it should, with the pictures that were encoded."""
+    here = stage({**RETIME, "outputs": [{"codec": codec, "name": "{run}"}], "size": {"scale": 96}})
+    here.record(range(4))
+    here.wait(lambda: here.live.fed == 4)
+    here.say("interrupted")
+    step = here.advance()
+    assert step.error is None, here.ears.said
+    assert (here.ears.encodes, here.ears.thrown_away) == (1, "")
+    output = step.result.outputs[0]
+    assert output.duration == Fraction(3, 2)
+    assert output.frames > 8
+    assert any(f"verified {output.frames} pictures, 1.500 s" in sentence for sentence in here.ears.said)
+
+
+@pytest.mark.parametrize("policy", [BLEND, {**NONE, "frames": {"every": 3}}, {**RETIME, "outputs": [{"codec": "webp", "name": "{run}"}]}])
+def test_what_other_times_cannot_make_right_is_encoded_anew(stage: Any, policy: Mapping[str, Any]) -> None:
+    """A cross-fade by ``rerender``, a last frame that was left out, an animated image: rendered from the disk."""
+    here = stage(policy)
+    here.record(range(3))
+    here.wait(lambda: here.live.fed == 3 or here.live.over)
+    here.say("interrupted")
+    step = here.advance()
+    assert step.error is None, here.ears.said
+    assert here.ears.encodes == 2
+    assert here.ears.thrown_away
 
 
 # --- in the daemon ------------------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from stepwatch.core.model import Frame, FrameFacts, Outcome, Run, Survey
+from stepwatch.core.plan import OutputPlan
 from stepwatch.core.policy import OutputPolicy, Policy
 from stepwatch.core.sidecar import MOST_PROMISED, frame_name, step_of_index
 
@@ -100,9 +101,20 @@ def differs(promised: Run, run: Run, fed: int) -> str:
             return f"the frame of step {frame.step} was rewritten or went away"
     if len(here) > len(promised.frames) or not here.keys() <= {frame.name for frame in promised.frames}:
         return "it has more frames than it promised"
-    if sidecar.state is not Outcome.RUNNING and len(here) < len(promised.frames):
-        return f"it ended ({sidecar.state}) after {len(here)} of {len(promised.frames)} frames"
     return ""
+
+
+def ended_early(promised: Run, run: Run) -> str:
+    """How *run* has ended with fewer frames than were *promised*; empty when it has not."""
+    sidecar = run.sidecar
+    if sidecar is None or sidecar.state is Outcome.RUNNING or len(run.frames) >= len(promised.frames):
+        return ""
+    return f"it ended ({sidecar.state}) after {len(run.frames)} of {len(promised.frames)} frames"
+
+
+def outlives(plan: OutputPlan, policy: Policy) -> bool:
+    """Whether an encode of *plan* is worth something when its run ends early: it can be given other times, and may."""
+    return plan.codec.video and not plan.timeline.dense and (plan.variable or policy.timeline.early_end == "retime")
 
 
 def arrived(promised: Run, run: Run, fed: int) -> tuple[Frame, ...]:

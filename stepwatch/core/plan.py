@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
@@ -14,7 +14,7 @@ from stepwatch.core.codecs import CODECS, Codec, Encoding
 from stepwatch.core.model import Frame, FrameFacts, Run, Survey
 from stepwatch.core.naming import printable
 from stepwatch.core.policy import OutputPolicy, Policy
-from stepwatch.core.timeline import Timeline, make_timeline
+from stepwatch.core.timeline import Mix, Timeline, make_timeline
 from stepwatch.core.tuning import tuned
 from stepwatch.errors import ConfigError, DamagedFramesError, MissingToolError, NoFramesError
 
@@ -23,6 +23,18 @@ Motion = Literal["minterpolate", "flow"]
 
 RENDERER = 2
 """Raised whenever the same plan would give another animation, so that old outputs are not taken for the new one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """What is different where an encode of more images than came is given other times, instead of being made anew."""
+
+    images: int
+    """Images that came; whatever would show a later one shows the last of them."""
+    pictures: int
+    """Encoded pictures in the file."""
+    duration: Fraction
+    """Seconds in all: as long as the animation of these images is to be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +55,7 @@ class OutputPlan:
     max_size: int | None
     template: str
     dither: str = ""
+    cut: Cut | None = None
     motion: Motion | None = None
     """What makes the pictures between the images before they are encoded; None: nothing does, or the encoder's own filters."""
 
@@ -66,22 +79,83 @@ class OutputPlan:
     @property
     def pictures(self) -> int:
         """Encoded pictures in the file."""
+        if self.cut:
+            return self.cut.pictures
         if self.variable:
             return self.timeline.feed_count
         return self.timeline.pictures if self.codec.holds_by_delay else self.timeline.total
 
     @property
     def duration(self) -> Fraction:
-        return self.timeline.duration
+        return self.cut.duration if self.cut else self.timeline.duration
 
     def starts(self) -> tuple[Fraction, ...]:
         """Seconds at which each encoded picture starts."""
         timeline = self.timeline
+        if self.cut:
+            pace = self.pace()
+            return tuple(at(pace, number / timeline.fps) for number in range(self.cut.pictures))
         if self.variable:
             return tuple(timeline.starts())
         if not self.codec.holds_by_delay:
             return tuple(number / timeline.fps for number in range(timeline.total))
         return (Fraction(0), *((timeline.head + number) / timeline.fps for number in range(1, timeline.pictures)))
+
+    def shown(self) -> Iterator[Mix]:
+        """What each encoded picture shows, in order."""
+        timeline = self.timeline
+        if self.variable:
+            yield from timeline.feed()
+        elif self.codec.holds_by_delay:
+            yield from (timeline.picture(timeline.head + number) for number in range(timeline.pictures))
+        else:
+            last = self.cut.images - 1 if self.cut else timeline.positions - 1
+            for mix in map(timeline.picture, range(self.pictures)):
+                yield mix if mix.first < last else Mix(first=last, second=last, weight=Fraction(0))
+
+    def pace(self) -> Pace:
+        """How the pictures of a cut encode, made for the times of its promise, are spread over the times that they show at."""
+        timeline, cut = self.timeline, self.cut
+        assert cut is not None
+        begin = timeline.head / timeline.fps
+        last = begin + (cut.images - 1) * timeline.span
+        slower = Fraction(timeline.positions, cut.images)
+        arrives = begin + (last - begin) * slower
+        # Whatever the encoder made of the last image, the end of the cross-fades and the hold alike, lasts for as long as that image has to.
+        rest = (cut.duration - arrives) / (cut.pictures / timeline.fps - last)
+        return ((Fraction(0), Fraction(0), Fraction(1)), (begin, begin, slower), (last, arrives, rest))
+
+
+Pace = tuple[tuple[Fraction, Fraction, Fraction], ...]
+"""From which time of an encode on, at which time that shows, and how many seconds each second of the encode lasts from there; in order."""
+
+
+def at(pace: Pace, time: Fraction) -> Fraction:
+    """When what was encoded for *time* shows."""
+    start, shows, factor = next(step for step in reversed(pace) if step[0] <= time)
+    return shows + (time - start) * factor
+
+
+def retimed(promised: OutputPlan, now: OutputPlan, *, made: int, images: int) -> tuple[OutputPlan, Pace] | None:
+    """What an encode of *promised* that ended after *images* images, with *made* pictures, is once it has other times; and those times.
+
+    Where each picture is an image this is *now* to the letter, what would be encoded of these images. Else fewer pictures go through the same
+    animation in the same time. None where it can be neither.
+    """
+    same = (promised.codec, promised.width, promised.height, promised.quality, promised.variable, promised.fps)
+    if same != (now.codec, now.width, now.height, now.quality, now.variable, now.fps) or not promised.codec.video or promised.timeline.dense:
+        return None
+    if now.timeline.order != promised.timeline.order[: len(now.timeline.order)] or now.timeline.positions != images:
+        return None
+    if now.variable:
+        if now.encoding != promised.encoding or made != images or now.timeline.dense:
+            return None
+        begin = now.timeline.head / now.fps
+        return now, ((Fraction(0), Fraction(0), Fraction(1)), (begin, begin, now.timeline.span / promised.timeline.span))
+    cut = replace(promised, cut=Cut(images=images, pictures=made, duration=now.duration))
+    if made / promised.fps <= cut.pace()[1][0] + (images - 1) * promised.timeline.span or now.timeline.interpolation == "mci":
+        return None
+    return cut, cut.pace()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,6 +402,7 @@ def plan_digest(plan: RenderPlan, output: OutputPlan) -> str:
         "order": output.timeline.order if output.timeline.order != tuple(range(len(plan.frames))) else "forward",
         "timing": [str(output.fps), output.timeline.interpolation, output.timeline.head, output.timeline.pictures, output.timeline.tail],
         "variable": output.variable,
+        **({"cut": [output.cut.images, output.cut.pictures, str(output.cut.duration)]} if output.cut else {}),
         "max_size": output.max_size,
         "metadata": [plan.policy.metadata.include, plan.policy.metadata.mp4, plan.policy.metadata.author],
         "incomplete": plan.incomplete,

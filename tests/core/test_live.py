@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from stepwatch.core.live import Promise, arrived, differs, promise
+from stepwatch.core.live import Promise, arrived, differs, ended_early, promise
 from stepwatch.core.model import Frame, Outcome, Run, RunKey, Sidecar
-from stepwatch.core.plan import plan_digest, plan_render
+from stepwatch.core.plan import OutputPlan, at, plan_digest, plan_output, plan_render, retimed
 from stepwatch.core.policy import DetectPolicy, FramesPolicy, OutputPolicy, Policy, TimelinePolicy
 
 ENCODERS = frozenset({"libx264", "libx265", "libsvtav1", "libvpx-vp9", "prores_ks", "prores", "gif", "libwebp", "apng"})
@@ -160,8 +163,6 @@ def test_a_frame_that_was_fed_must_stay_the_file_that_it_was(fact: str) -> None:
         (replace(going_on(3), sidecar=None), "another run"),
         (going_on(2), "step 3 was rewritten or went away"),
         (going_on(7, planned=6), "more frames than it promised"),
-        (going_on(4, state=Outcome.COMPLETE), "ended (complete) after 4 of 6"),
-        (going_on(4, state=Outcome.INTERRUPTED), "ended (interrupted) after 4 of 6"),
     ],
 )
 def test_a_broken_promise_is_seen_at_once(now: Run, words: str) -> None:
@@ -169,6 +170,91 @@ def test_a_broken_promise_is_seen_at_once(now: Run, words: str) -> None:
     assert words in differs(kept(going_on(3)).run, now, 3)
 
 
+def test_a_run_that_ends_early_is_told_apart_from_one_that_goes_on() -> None:
+    """Ending early breaks the promise, but nothing that was fed is wrong for it."""
+    promised = kept(going_on(3)).run
+    for state in (Outcome.COMPLETE, Outcome.INTERRUPTED):
+        ended = going_on(4, state=state)
+        assert differs(promised, ended, 3) == ""
+        assert ended_early(promised, ended) == f"it ended ({state}) after 4 of 6 frames"
+    assert ended_early(promised, going_on(4)) == ""
+    assert ended_early(promised, going_on(6, state=Outcome.COMPLETE)) == ""
+
+
 def test_a_run_that_ends_as_promised_is_as_promised() -> None:
     """The sidecar's last word breaks no promise when all frames are there."""
     assert differs(kept(going_on(3)).run, going_on(6, state=Outcome.COMPLETE), 3) == ""
+
+
+# --- other times for what ended early -------------------------------------------------------------------------------------------------------
+
+
+def planned(count: int, policy: Policy, *, codec: str = "h264") -> OutputPlan:
+    output = replace(policy.outputs[0], codec=codec)  # type: ignore[arg-type]
+    return plan_output(output, policy, count, (64, 48), ENCODERS)
+
+
+durations = st.fractions(min_value=2, max_value=40, max_denominator=7)
+holds = st.fractions(min_value=0, max_value=3, max_denominator=5)
+
+
+@given(promised=st.integers(2, 60), data=st.data(), duration=durations, first=holds, last=holds)
+def test_a_run_that_ended_early_shows_each_image_when_its_own_plan_would(
+    promised: int, data: st.DataObject, duration: Fraction, first: Fraction, last: Fraction
+) -> None:
+    """Whatever was promised, and however many pictures the encoder made of the end: length, order and moments are those of the images that came."""
+    images = data.draw(st.integers(1, promised))
+    timeline = TimelinePolicy(duration=duration, hold_first=first, hold_last=last, fps=Fraction(12))
+    whole, now = (planned(count, Policy(timeline=timeline)) for count in (promised, images))
+    assume(not whole.timeline.dense)
+    reaches_last = whole.timeline.head + math.ceil((images - 1) * whole.timeline.span * whole.fps) + 1
+    made = data.draw(st.integers(reaches_last, reaches_last + 40))
+    found = retimed(whole, now, made=made, images=images)
+    assert found is not None
+    cut, _ = found
+    assert (cut.pictures, cut.duration) == (made, now.duration)
+    starts = cut.starts()
+    assert starts[0] == 0
+    assert all(earlier < later for earlier, later in itertools.pairwise((*starts, cut.duration)))
+    begin = now.timeline.head / now.fps
+    for start, mix in zip(starts, cut.shown(), strict=True):
+        place = min(max(start - begin, Fraction(0)) / now.timeline.span, Fraction(images - 1))
+        assert mix.first + mix.weight == place or (mix.first, mix.weight) == (images - 1, Fraction(0))
+    assert plan_digest_of(cut) != plan_digest_of(now)
+
+
+def plan_digest_of(output: OutputPlan) -> str:
+    run = kept(going_on(3))
+    plan = plan_render(run.run, run.survey, Policy(), encoders=ENCODERS)
+    return plan_digest(plan, output)
+
+
+@given(promised=st.integers(2, 60), data=st.data(), duration=durations, first=holds, last=holds, codec=st.sampled_from(["h264", "vp9", "prores"]))
+def test_with_a_picture_for_each_image_other_times_make_it_what_would_be_encoded(
+    promised: int, data: st.DataObject, duration: Fraction, first: Fraction, last: Fraction, codec: str
+) -> None:
+    """Without interpolation the packets of the first images are those of a shorter run, and its plan is met to the letter."""
+    images = data.draw(st.integers(1, promised))
+    timeline = TimelinePolicy(duration=duration, hold_first=first, hold_last=last, fps=Fraction(30), interpolation="none")
+    whole, now = (planned(count, Policy(timeline=timeline), codec=codec) for count in (promised, images))
+    found = retimed(whole, now, made=images, images=images)
+    assert found is not None
+    plan, pace = found
+    assert plan == now
+    assert [at(pace, start) for start in whole.starts()[:images]] == list(now.starts())
+
+
+def test_what_other_times_cannot_make_right_is_encoded_anew() -> None:
+    """Another size, another rate, an animated image, pictures that do not reach the last image, or another order."""
+    policy = Policy(timeline=TimelinePolicy(duration=Fraction(10)))
+    whole, now = planned(20, policy), planned(12, policy)
+    assert retimed(whole, now, made=200, images=12) is not None
+    assert retimed(whole, now, made=100, images=12) is None
+    assert retimed(whole, replace(now, width=32), made=200, images=12) is None
+    assert retimed(whole, now, made=200, images=11) is None
+    slow = Policy(timeline=TimelinePolicy(duration=Fraction(10), fps=Fraction(25)))
+    assert retimed(whole, planned(12, slow), made=200, images=12) is None
+    for codec in ("webp", "apng"):
+        assert retimed(planned(20, policy, codec=codec), planned(12, policy, codec=codec), made=200, images=12) is None
+    dense = Policy(timeline=TimelinePolicy(duration=Fraction(1, 2)))
+    assert retimed(planned(20, dense), planned(12, dense), made=15, images=12) is None
