@@ -129,7 +129,7 @@ def _picture(scratch: Path) -> bytes:
 def _known(scratch: Path, amounts: Mapping[str, int]) -> dict[str, Any]:
     """A frame every 50 ms: from its rename, or from its close where the writer is careless, to the end of the look that has found it."""
     data = _picture(scratch)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for way in ("renamed", "closed"):
         folder = scratch / f"known-{way}" / "watched" / "run"
         with Watching(folder.parents[1] / "home", folder.parent) as daemon:
