@@ -6,6 +6,7 @@ Only what lies between the hook and a picture is here; the picture itself is a f
 from __future__ import annotations
 
 import copy
+import math
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -38,11 +39,20 @@ class Pipeline:
                 raise RuntimeError("CUDA out of memory")
             guess = self.host.guess(latents, i)
             if hasattr(self.scheduler, "sigmas"):
-                latents = latents + guess * (self.scheduler.sigmas[i + 1] - self.scheduler.sigmas[i])
+                latents = self.euler(latents, guess, self.scheduler.sigmas[i], self.scheduler.sigmas[i + 1])
             self.scheduler.step_index = i + 1
             returned = callback_on_step_end(self, i, 1000 - i, {"latents": latents, "noise_pred": guess})
             latents = returned["latents"]
         return latents
+
+    def thought(self, latents: Tensor, guess: Tensor, sigma: float) -> Tensor:
+        """What the model takes the picture to be, by what kind of prediction it makes."""
+        if getattr(self.scheduler.config, "prediction_type", None) == "v_prediction":
+            return latents / (sigma**2 + 1) - guess * (sigma / math.sqrt(sigma**2 + 1))
+        return latents - guess * sigma
+
+    def euler(self, latents: Tensor, guess: Tensor, sigma: float, following: float) -> Tensor:
+        return latents + (latents - self.thought(latents, guess, sigma)) * ((following - sigma) / sigma)
 
 
 class Host:

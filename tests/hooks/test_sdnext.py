@@ -66,13 +66,8 @@ def test_frames_show_what_the_model_takes_the_picture_to_be(bench: Bench, kind: 
             wanted.append(z)
             continue
         sigma, following = pipe.scheduler.sigmas[i], pipe.scheduler.sigmas[i + 1]
-        if kind == "v_prediction":
-            wanted.append(z * (1 / (sigma**2 + 1)) - guess * (sigma / (sigma**2 + 1) ** 0.5))
-        elif kind == "sample":
-            wanted.append(z + guess * (following - sigma))
-        else:
-            wanted.append(z - guess * sigma)
-        z = z + guess * (following - sigma)
+        thought, z = pipe.thought(z, guess, sigma), pipe.euler(z, guess, sigma, following)
+        wanted.append(z if kind == "sample" else thought)
     assert run.raw["frames"]["kind"] == ("x" if kind in ("sample", "no sigmas") else "x0")
     for index, latents in enumerate(wanted):
         pixel = run.frames[index].getpixel((2, 1))

@@ -249,13 +249,15 @@ def predicted(pipe: Any) -> tuple[Any, str]:
     if guess is None or sigmas is None or not index or tuple(guess.shape) != tuple(noisy.shape):
         return noisy, "x"
     sigma, following = float(sigmas[index - 1]), float(sigmas[index])
-    before = noisy - guess * (following - sigma)
     # From the scheduler: the host's own flag is put back to "epsilon" whenever it begins a job.
     kind = getattr(getattr(scheduler, "config", None), "prediction_type", None)
+    # Euler's step, turned back: from where it led to where it came from, and from there all the way.
     if kind == "v_prediction":
-        return before / (sigma**2 + 1) - guess * (sigma / (sigma**2 + 1) ** 0.5), "x0"
+        total = sigma**2 + 1
+        before = (noisy - guess * ((following - sigma) / total**0.5)) / (1 + (following - sigma) * sigma / total)
+        return before / total - guess * (sigma / total**0.5), "x0"
     if kind in (None, "epsilon", "flow_prediction"):
-        return before - guess * sigma, "x0"
+        return noisy - guess * following, "x0"
     return noisy, "x"
 
 
