@@ -141,7 +141,7 @@ class Host:
             if self.state.interrupted or self.state.stopping_generation:
                 break
             samples = p.sample()
-            results += list(samples or ())
+            results += [] if samples is None else list(samples)
         return results
 
     def model(self, x: Tensor, step: int) -> Tensor:
