@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ import time
 import traceback
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,12 @@ class Run:
             expect(self.sidecar.generation.get(key), value, f"{key} of {self.folder.name}")
 
 
-def read_runs(output: Path) -> dict[str, Run]:
+def read_runs(output: Path, *, besides: Collection[str] = ()) -> dict[str, Run]:
+    """Read all runs, by name, but those whose names are known already."""
     runs = {}
     for path in sorted(output.glob("*/*/run.json")):
+        if path.parent.name in besides:
+            continue
         sidecar, complaints = parse_sidecar(path.read_bytes())
         expect(complaints, (), f"complaints about {path}")
         assert sidecar is not None
@@ -165,18 +169,18 @@ class Host:
 
     def run(self, nodes: Mapping[str, Any]) -> tuple[list[Run], Any]:
         """Run a workflow; return its new runs, the order being that of their passes and items, and its history."""
-        before = set(read_runs(self.output))
+        before = self.names()
         history = self.finish(self.start(nodes))
-        runs = [run for name, run in read_runs(self.output).items() if name not in before]
+        runs = list(read_runs(self.output, besides=before).values())
         return sorted(runs, key=lambda run: (run.facts["pass"]["index"], run.facts["batch"]["index"])), history
+
+    def names(self) -> set[str]:
+        """The names of all runs so far."""
+        return {path.parent.name for path in self.output.glob("*/*/run.json")}
 
     def wait_for_frames(self, count: int, before: set[str]) -> None:
         """Wait until a run that was not there before has so many frames."""
-
-        def there() -> bool:
-            return any(len(run.frames) >= count for name, run in read_runs(self.output).items() if name not in before)
-
-        self._wait_until(there, 60)
+        self._wait_until(lambda: any(len(run.frames) >= count for run in read_runs(self.output, besides=before).values()), 60)
 
 
 @dataclass
@@ -450,12 +454,12 @@ class Acceptance:
 
     def check_interrupt(self) -> str:
         """An interrupted prompt leaves a run that says interrupted, with the frames so far; the server goes on."""
-        before = set(read_runs(self.host.output))
+        before = self.host.names()
         prompt = self.host.start(plain(trouble={"seconds": 0.2}, steps=40, shape="2,4,16,16"))
         self.host.wait_for_frames(3, before)
         self.host.call("/interrupt", {})
         self.host.finish(prompt)
-        runs = [run for name, run in read_runs(self.host.output).items() if name not in before]
+        runs = list(read_runs(self.host.output, besides=before).values())
         expect(len(runs), 2, "runs")
         for run in runs:
             run.expect(Outcome.INTERRUPTED, None)
@@ -471,15 +475,30 @@ class Acceptance:
         self.host.run(plain(seed=5))[0][0].expect(Outcome.COMPLETE, 8)
         return str(runs[0].sidecar.error)
 
+    def check_cost(self) -> str:
+        """What a step costs the sampler's thread, beside the way of *Steps Animation*, whose VAE is a tiny one here: told, and not judged."""
+        told = []
+        for side in (64, 128):
+            cost = []
+            for ours in (True, False):
+                flow = Flow()
+                model = flow.model() if ours else flow.add("ToyModel", latents="SD15", ckpt_name="toy.safetensors")
+                clock = flow.add("ToyClock", model=model, **({} if ours else {"vae": flow.add("VAELoader", vae_name="taesd")}))
+                _, history = self.host.run(flow.end(flow.sample(clock, flow.latent(f"1,4,{side},{side}"), steps=30 if ours else 1)))
+                seconds = next(output["seconds"] for output in history["outputs"].values())
+                cost.append(statistics.median(seconds) * 1000)
+            told.append(f"{side * 8}x{side * 8}: {cost[0]:.1f} ms a step, full decode and save {cost[1]:.0f} ms, ratio {cost[1] / cost[0]:.0f}")
+        return "; ".join(told)
+
     def check_killed(self) -> str:
         """kill -9 leaves a run that still says running, whose frames are whole, and which has no temporary file that counts."""
-        before = set(read_runs(self.host.output))
+        before = self.host.names()
         self.host.start(plain(trouble={"seconds": 0.1}, steps=200, shape="1,4,64,64"))
         self.host.wait_for_frames(4, before)
         assert self.host.process is not None
         self.host.process.send_signal(signal.SIGKILL)
         self.host.process.wait()
-        (run,) = [run for name, run in read_runs(self.host.output).items() if name not in before]
+        (run,) = read_runs(self.host.output, besides=before).values()
         run.expect(Outcome.RUNNING, None)
         return f"{len(run.frames)} frames"
 
@@ -535,7 +554,7 @@ def prepared(checkout: Path, python: str, root: Path, command: list[str]) -> Hos
     installed = subprocess.run([*command, "hook", "install", "comfyui", str(root)], capture_output=True, text=True, check=False)
     expect(installed.returncode, 0, f"status of hook install ({installed.stderr})")
     host = Host(root, python, environment)
-    host.output.mkdir(parents=True)
+    host.output.mkdir(parents=True, exist_ok=True)
     (host.output / "stepwatch.yaml").write_text(POLICY)
     return host
 

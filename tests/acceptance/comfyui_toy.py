@@ -8,8 +8,9 @@ latent format is asked for, through the pseudo-inverse of the format's own matri
 from __future__ import annotations
 
 import hashlib
+import os
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.latent_formats
 import comfy.model_base
@@ -17,7 +18,9 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.supported_models
+import folder_paths
 import torch
+from PIL import Image
 
 
 def disc(item: int, height: int, width: int) -> Any:
@@ -126,6 +129,42 @@ class ToyTrouble:
         return (model,)
 
 
+class ToyClock:
+    """Measures what the callbacks of a sampler cost its thread; with a VAE, what they cost the way of *Steps Animation*: decode all, and save."""
+
+    seconds: ClassVar[list[float]] = []
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name
+        return {"required": {"model": ("MODEL",)}, "optional": {"vae": ("VAE",)}}
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "toy"
+
+    def patch(self, model: Any, vae: Any = None) -> tuple[Any]:
+        def measure(
+            executor: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, mask: Any = None, callback: Any = None, *rest: Any, **named: Any
+        ) -> Any:
+            def after_step(step: int, x0: Any, x: Any, total: int) -> None:
+                began = time.perf_counter()
+                if vae is not None:
+                    picture = vae.decode(model.model.process_latent_out(x0))[0] * 255
+                    Image.fromarray(picture.clamp(0, 255).to(torch.uint8).numpy()).save(
+                        os.path.join(folder_paths.get_temp_directory(), f"{step:05d}.png")
+                    )
+                callback(step, x0, x, total)
+                self.seconds.append(time.perf_counter() - began)
+
+            os.makedirs(folder_paths.get_temp_directory(), exist_ok=True)
+            self.seconds.clear()
+            return executor(noise, latent, sampler, sigmas, mask, after_step, *rest, **named)
+
+        model = model.clone()
+        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "clock", measure)
+        return (model,)
+
+
 class ToyLatent:
     """A LATENT of any shape, empty or not, with or without a mask over its left half."""
 
@@ -160,7 +199,7 @@ class ToyDigest:
 
     def take(self, latent: Any) -> dict[str, Any]:
         data = latent["samples"].detach().cpu().contiguous()
-        return {"ui": {"digest": [hashlib.sha256(data.numpy().tobytes()).hexdigest()]}}
+        return {"ui": {"digest": [hashlib.sha256(data.numpy().tobytes()).hexdigest()], "seconds": list(ToyClock.seconds)}}
 
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ToyModel, ToyText, ToyTrouble, ToyLatent, ToyDigest)}
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ToyModel, ToyText, ToyTrouble, ToyClock, ToyLatent, ToyDigest)}
