@@ -501,7 +501,8 @@ def _items(pipe: Any, drawing: _Drawing, call: Mapping[str, Any], told: Mapping[
         "seed": _seeds(call.get("generator")),
         "sampler": type(scheduler).__name__,
         "scheduler": _schedule(scheduler),
-        "steps": call.get("num_inference_steps") or getattr(scheduler, "num_inference_steps", None),
+        # The call's own number is cut by the strength of img2img.
+        "steps": getattr(scheduler, "num_inference_steps", None) or call.get("num_inference_steps"),
         "cfg": getattr(pipe, "guidance_scale", None),
         "denoise": call.get("strength"),
         "width": drawing.picture[0],
