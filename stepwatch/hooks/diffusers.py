@@ -152,7 +152,7 @@ class Recorder:
             return {"callback_on_step_end": self._step_end, "callback_on_step_end_tensor_inputs": inputs}
         except Exception as error:
             self._give_up(error)
-            return {}
+            return {"callback_on_step_end": self._callback, "callback_on_step_end_tensor_inputs": self._wanted} if self._callback else {}
 
     def __enter__(self) -> Recorder:  # noqa: PYI034  # Self is newer than some hosts
         self._inside = True
@@ -265,8 +265,9 @@ class Recorder:
         self.folders += run.recording.folders
 
     def _give_up(self, error: Any) -> None:
+        if not self._off:
+            log.warning("stepwatch: this call of the pipeline is not recorded any further: %s: %s", type(error).__name__, error)
         self._off = True
-        log.warning("stepwatch: this call of the pipeline is not recorded any further: %s: %s", type(error).__name__, error)
 
 
 class _Pass:
