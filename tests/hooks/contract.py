@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 from PIL import Image
 
-from stepwatch import system
+from stepwatch import hook, system
 from stepwatch.core.lifecycle import WriterState
 from stepwatch.core.model import Outcome, Sidecar
 from stepwatch.core.sidecar import SIZE_LIMIT, frame_index, parse_sidecar
 
+SCHEMA = jsonschema.Draft202012Validator(hook.sidecar_schema())
 RUN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}(-b[0-9]+)?")
 KEYS = frozenset(
     {"schema", "run_id", "group_id", "state", "error", "created", "updated", "ended", "writer", "hook", "host", "steps", "frames", "pass", "batch"}
@@ -38,13 +40,13 @@ class Recorded:
         return [1 + self.sidecar.skip + index * self.sidecar.every for index in sorted(self.frames)]
 
 
-def runs(root: Path) -> list[Recorded]:
-    """Every run below *root*, checked, in the order in which they began."""
+def runs(root: Path, *, ended: bool = False) -> list[Recorded]:
+    """Every run below *root*, checked, in the order in which they began; *ended*: the process that wrote them is gone."""
     folders = sorted({Path(place) for place, _, names in os.walk(root) if any(not name.startswith(".") for name in names)})
-    return sorted((check(folder) for folder in folders), key=lambda run: (run.sidecar.created or "", run.sidecar.run_id))
+    return sorted((check(folder, ended=ended) for folder in folders), key=lambda run: (run.sidecar.created or "", run.sidecar.run_id))
 
 
-def check(folder: Path, *, killed: bool = False) -> Recorded:
+def check(folder: Path, *, killed: bool = False, ended: bool = False) -> Recorded:
     """Hold one run folder against the protocol; one whose writer was *killed* may have a temporary file, which nobody takes for a frame."""
     data = (folder / "run.json").read_bytes()
     assert len(data) <= SIZE_LIMIT
@@ -52,6 +54,7 @@ def check(folder: Path, *, killed: bool = False) -> Recorded:
     assert sidecar is not None, complaints
     assert complaints == ()
     raw = json.loads(data)
+    SCHEMA.validate(raw)
     assert raw.keys() == KEYS
     assert sidecar.run_id == folder.name
     assert RUN_ID.fullmatch(folder.name)
@@ -71,11 +74,11 @@ def check(folder: Path, *, killed: bool = False) -> Recorded:
             image.load()
             frames[index] = image.convert("RGB")
     run = Recorded(folder=folder, sidecar=sidecar, raw=raw, frames=frames)
-    _check_facts(run, killed=killed)
+    _check_facts(run, killed=killed, ended=ended)
     return run
 
 
-def _check_facts(run: Recorded, *, killed: bool) -> None:
+def _check_facts(run: Recorded, *, killed: bool, ended: bool) -> None:
     sidecar = run.sidecar
     sizes = {image.size for image in run.frames.values()}
     assert len(sizes) <= 1
@@ -86,7 +89,7 @@ def _check_facts(run: Recorded, *, killed: bool) -> None:
     assert run.raw["host"]["app"] in ("comfyui", "a1111", "forge", "reforge", "sdnext", "diffusers", "other")
     assert run.raw["pass"]["name"] in ("base", "hires", "refiner", "img2img", "inpaint", "detail", "unknown")
     if not killed and system.LINUX:
-        assert system.writer_state(sidecar.writer) is WriterState.ALIVE
+        assert system.writer_state(sidecar.writer) is (WriterState.DEAD if ended else WriterState.ALIVE)
     if sidecar.state is Outcome.RUNNING:
         assert sidecar.ended is None
         return
