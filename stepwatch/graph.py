@@ -30,6 +30,9 @@ KEYFRAME_EVERY = 25
 MIXES = 6
 """Pictures of each cross-fade that a palette is made from."""
 
+PALETTE_IMAGES = 16
+"""Images that a palette is made from. More know no better colours, and it takes as long as the encode to look at all of a long run."""
+
 MCI_SIDE = 32
 """Pixels; ``minterpolate`` refuses less, so smaller pictures are enlarged for it and come back afterwards."""
 
@@ -75,14 +78,15 @@ def render_argv(
 
 
 def palette_argv(plan: OutputPlan, *, ffmpeg_path: str, destination: str) -> list[str]:
-    """The argument list that finds the colours of a gif: pixels on stdin, one small PNG as *destination*."""
+    """The argument list that finds the colours of a gif: pixels of some images on stdin, one small PNG as *destination*."""
     colours = 128 if plan.quality == "small" else 256
     stream = _source(plan)
-    if not plan.variable and not plan.timeline.dense and plan.timeline.interpolation != "none":
+    blends = not plan.variable and not plan.timeline.dense and plan.timeline.interpolation != "none"
+    if blends and plan.timeline.feed_count <= PALETTE_IMAGES:
         # A cross-fade shows colours that neither image has; a few pictures of each are enough to know them.
         rate = min(plan.fps, MIXES * plan.timeline.feed_rate)
         stream = _rgb_of_planes(_framerate(_planes_of_rgb(stream), rate, held=0))
-    stream = stream.filter("palettegen", max_colors=str(colours), stats_mode="full", reserve_transparent="0")
+    stream = stream.filter("palettegen", max_colors=str(colours), stats_mode="full", reserve_transparent="1")
     output = ffmpeg.output(stream, DESTINATION, f="image2", update="1", **{"frames:v": "1", "c:v": "png"})
     return _compile(output, ffmpeg_path, files={DESTINATION: destination})
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -121,11 +122,11 @@ class Workspace:
 class _Feed:
     """Hands the images that one output wants to its encoder, or to what makes pictures of them for it, as they are decoded."""
 
-    def __init__(self, draft: Draft, sink: motion.Feed, witness: Witness | None) -> None:
-        self.draft = draft
+    def __init__(self, work: _Work, sink: motion.Feed, witness: Witness | None) -> None:
+        self.draft = work.draft
         self.sink = sink
         self.witness = witness
-        self._mixes = draft.plan.timeline.feed()
+        self._mixes = work.mixes()
         self._next: Mix | None = next(self._mixes, None)
 
     def advance(self, position: int, images: _Images) -> None:
@@ -203,6 +204,13 @@ class _Work:
     witnessed: bool = False
     moving: bool = False
     """`motion` makes pictures of the images on their way."""
+    sampled: bool = False
+    """A few images say enough: it looks for colours."""
+
+    def mixes(self) -> Iterator[Mix]:
+        """What it wants to see, in order."""
+        timeline = self.draft.plan.timeline
+        return timeline.sample(graph.PALETTE_IMAGES) if self.sampled else timeline.feed()
 
 
 def _as_it_is(argv: list[str], _fragments: int | None) -> list[str]:
@@ -303,7 +311,7 @@ class Passes:
         for draft in drafts:
             draft.palette = self._workspace.file(draft.folder, ".png")
             argv = graph.palette_argv(draft.plan, ffmpeg_path=self._ffmpeg, destination=str(draft.palette))
-            work.append(_Work(draft=draft, argv=functools.partial(_as_it_is, argv), label=f"{draft.label} palette"))
+            work.append(_Work(draft=draft, argv=functools.partial(_as_it_is, argv), label=f"{draft.label} palette", sampled=True))
         self._pass(work)
 
     def _encode(self, drafts: Sequence[Draft]) -> None:
@@ -328,9 +336,10 @@ class Passes:
         with contextlib.ExitStack() as stack:
             feeds = self._open(work, stack)
             order = self._plan.timeline.order
-            wanted = _positions(feed.draft.plan for feed in feeds)
-            # The first pass decodes every chosen frame, shown or not: none is called good that has not been proved whole.
-            passing = wanted if self._proved else wanted.union(range(len(self._plan.frames)))
+            wanted = _positions(work)
+            # The first encode decodes every chosen frame, shown or not: none is called good that has not been proved whole.
+            whole = not self._proved and not all(piece.sampled for piece in work)
+            passing = wanted.union(range(len(self._plan.frames))) if whole else wanted
             for position in sorted(passing):
                 if not any(feed.draft.error is None for feed in feeds):
                     break
@@ -340,7 +349,7 @@ class Passes:
                 if position in wanted:
                     self._give(position, image, feeds)
             else:
-                self._proved = True
+                self._proved = self._proved or whole
             self._finish(feeds)
 
     def _open(self, work: Sequence[_Work], stack: contextlib.ExitStack) -> list[_Feed]:
@@ -401,7 +410,7 @@ class Passes:
         if witness is not None:
             witness.release()
         sink = stack.enter_context(self._moving(work.draft, encoder, work.label)) if work.moving else encoder
-        return _Feed(work.draft, sink, witness)
+        return _Feed(work, sink, witness)
 
     def _decode(self, image: int) -> Image.Image:
         frame = self._plan.frames[image]
@@ -507,12 +516,7 @@ def render_argv(
     )
 
 
-def _positions(plans: Iterator[OutputPlan]) -> set[int]:
-    """Positions of the timeline that some output wants to see."""
-    wanted: set[int] = set()
-    for plan in plans:
-        for mix in plan.timeline.feed():
-            wanted.add(mix.first)
-            if not mix.pure:
-                wanted.add(mix.second)
-    return wanted
+def _positions(work: Sequence[_Work]) -> set[int]:
+    """Positions of the timeline that some of it wants to see."""
+    mixes = chain.from_iterable(piece.mixes() for piece in work)
+    return {position for mix in mixes for position in ((mix.first,) if mix.pure else (mix.first, mix.second))}

@@ -97,6 +97,12 @@ class Timeline:
         else:
             yield from (Mix(first=place, second=place, weight=Fraction(0)) for place in range(self.positions))
 
+    def sample(self, most: int) -> Iterator[Mix]:
+        """So many of what `feed` gives, evenly spread, its first and last among them; all, where there are no more."""
+        count, last = min(most, self.feed_count), self.feed_count - 1
+        chosen = {half_up(Fraction(number * last, max(1, count - 1))) for number in range(count)}
+        return (mix for number, mix in enumerate(self.feed()) if number in chosen)
+
     @property
     def feed_count(self) -> int:
         return min(self.positions, self.pictures)
