@@ -58,6 +58,7 @@ def render_argv(
     palette: str | None = None,
     apple: bool = False,
     fragments: int | None = None,
+    threads: int | None = None,
 ) -> list[str]:
     """The argument list that turns the pixels of *plan* on stdin into the file *destination*.
 
@@ -70,7 +71,9 @@ def render_argv(
     if palette is not None:
         colours = ffmpeg.input(PALETTE, protocol_whitelist="file", f="image2", pattern_type="none")
         stream = ffmpeg.filter([stream, colours], "paletteuse", **_paletteuse(plan))
-    output = ffmpeg.output(stream, DESTINATION, **_output_options(plan, apple=apple))
+    # Filters and encoder each; None: as they like.
+    limit = {} if threads is None else {"threads": str(threads), "filter_complex_threads": str(threads)}
+    output = ffmpeg.output(stream, DESTINATION, **_output_options(plan, apple=apple), **limit)
     argv = _compile(output, ffmpeg_path, files={DESTINATION: destination, PALETTE: palette or ""})
     if metadata is not None:
         argv = _with_metadata(argv, metadata)

@@ -231,7 +231,10 @@ class Passes:
         observer: Observer,
         stop: threading.Event,
         verbose: bool = False,
+        threads: int | None = None,
     ) -> None:
+        """*threads* is how many each ffmpeg may use, None: as many as it likes."""
+        self._threads = threads
         self._plan = plan
         self._ffmpeg = ffmpeg
         self._digests = digests
@@ -322,7 +325,14 @@ class Passes:
         for draft in drafts:
             draft.temporary = self._workspace.file(draft.folder, draft.plan.codec.suffix)
             argv = functools.partial(
-                render_argv, self._plan, draft, draft.temporary, ffmpeg=self._ffmpeg, metadata_path=draft.metadata, palette=draft.palette
+                render_argv,
+                self._plan,
+                draft,
+                draft.temporary,
+                ffmpeg=self._ffmpeg,
+                metadata_path=draft.metadata,
+                palette=draft.palette,
+                threads=self._threads,
             )
             label = draft.label if not draft.tries else f"{draft.label}, try {len(draft.tries) + 1}"
             work.append(_Work(draft=draft, argv=argv, label=label, witnessed=can_witness(draft.plan), moving=bool(draft.plan.motion)))
@@ -503,6 +513,7 @@ def render_argv(
     ffmpeg: str,
     metadata_path: Path | str | None,
     palette: Path | str | None,
+    threads: int | None = None,
 ) -> list[str]:
     """ffmpeg's arguments for one output as it is planned now."""
     return graph.render_argv(
@@ -513,6 +524,7 @@ def render_argv(
         palette=str(palette) if palette and draft.plan.codec.palette else None,
         apple=plan.policy.metadata.mp4 == "apple",
         fragments=fragments,
+        threads=threads,
     )
 
 
