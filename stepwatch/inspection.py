@@ -15,7 +15,8 @@ from stepwatch import encoder, frames, system, visit
 from stepwatch.config import Resolved
 from stepwatch.config.manual import plain, scalar
 from stepwatch.core.lifecycle import Action, Do, Now, Phase, Sight, covering, fingerprint, next_action
-from stepwatch.core.model import Covered, FrameFacts, Receipt, Render, Role, Run
+from stepwatch.core.live import promise
+from stepwatch.core.model import Covered, FrameFacts, Outcome, Receipt, Render, Role, Run
 from stepwatch.core.policy import Policy, leaf_of
 from stepwatch.core.result import RunResult
 from stepwatch.errors import EnvironmentFault, StepwatchError
@@ -52,6 +53,8 @@ class View:
     """What the policy says of its frames once they are rendered: keep, trash or delete."""
     kept: str
     """Why they would stay all the same, as the run is now; empty when they would not."""
+    waits: str
+    """Why a run that goes on is not encoded while it does; empty where a daemon does that, or the run has ended."""
 
     @property
     def problems(self) -> dict[str, str]:
@@ -136,6 +139,7 @@ def look(run: Run, resolved: Resolved, *, decode: bool, ffmpeg: str, known: Rece
         obstacle=obstacle,
         warnings=(*run.notes, *resolved.warnings, *known.notes),
         next=following,
+        waits=_waits(run, resolved.policy),
         clearing=resolved.policy.cleanup.intermediates,
         kept=_kept_now(following) if covering(run, receipt) else _kept(run, resolved, facts),
     )
@@ -228,6 +232,8 @@ def text(view: View) -> str:
         if view.plan.unshown:
             rows.append(("not shown", f"{len(view.plan.unshown)} frames: there are more of them than pictures"))
         rows.append(("why", view.plan.reason))
+    if _goes_on(view.run):
+        rows.append(("live", f"rendered when it has ended: {view.waits}" if view.waits else "a daemon encodes it while it goes on"))
     rows += [("next", _next_line(view.next)), ("clearing", _clearing_line(view))]
     lines = [f"run {run.name}"]
     before = ""
@@ -243,6 +249,15 @@ def _next_line(action: Action) -> str:
     doing = {Do.WAIT: "the daemon waits", Do.REST: "nothing", Do.RENDER: "the daemon renders it", Do.CLEAR: "the daemon clears its frames"}
     does = doing.get(action.do, "the daemon retires the incomplete animation")
     return f"{does} ({action.phase}): {action.reason}"
+
+
+def _goes_on(run: Run) -> bool:
+    return run.sidecar is not None and run.sidecar.state is Outcome.RUNNING
+
+
+def _waits(run: Run, policy: Policy) -> str:
+    found = promise(run, policy) if _goes_on(run) else ""
+    return found if isinstance(found, str) else ""
 
 
 def _clearing_line(view: View) -> str:
@@ -310,6 +325,7 @@ def facts(view: View) -> dict[str, object]:
         "outputs": [planned_facts(output) for output in (plan.outputs if plan else ())],
         "unshown": list(plan.unshown) if plan else [],
         "next": {"action": str(view.next.do), "phase": str(view.next.phase), "reason": view.next.reason},
+        "live": {"possible": not view.waits, "reason": view.waits or None} if _goes_on(view.run) else None,
         "clearing": {"intermediates": view.clearing, "allowed": not view.kept, "reason": view.kept or None},
         "notes": list(view.warnings),
     }

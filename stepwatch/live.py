@@ -168,6 +168,7 @@ class Live:
         return {(draft.plan.width, draft.plan.height): self._thumbnails[draft.plan.width, draft.plan.height] for draft in served}
 
     def _serve(self, draft: Draft, plan: RenderPlan, workspace: Workspace) -> bool:
+        asked = (draft.plan, draft.digest, draft.tags)
         for own in self._drafts:
             if own.error is None and own.temporary is not None and own.folder == draft.folder:
                 if own.digest == draft.digest and _stamp(own, draft, self._generation):
@@ -176,7 +177,7 @@ class Live:
                     workspace.adopt(own.temporary)
                 elif not self._retime(own, draft, plan, workspace):
                     continue
-                draft.place, own.temporary = own.place, None
+                draft.place, draft.asked, own.temporary = own.place, asked, None
                 return True
         return False
 

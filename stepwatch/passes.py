@@ -67,12 +67,20 @@ class Draft:
     again: bool = False
     """``published`` was there before this visit."""
     digest: str = ""
+    asked: tuple[OutputPlan, str, Mapping[str, str]] | None = None
+    """Plan, digest and tags before a live encode served it; None when none did."""
     place: tuple[int, int] | None = None
     """Device and inode of ``folder`` while it was written into."""
 
     @property
     def label(self) -> str:
         return self.plan.codec.name
+
+    def begin_anew(self) -> None:
+        """Forget what a live encode has served."""
+        assert self.asked is not None
+        self.plan, self.digest, self.tags = self.asked
+        self.asked = self.temporary = self.evidence = self.best = self.error = None
 
 
 class Workspace:

@@ -280,9 +280,7 @@ class Rendering:
         drafts = self._drafts(plan, facts, whole)
         waiting = [draft for draft in drafts if draft.published is None]
         if waiting:
-            thumbnails = self._render(plan, waiting, workspace)
-            for draft in waiting:
-                self._conclude(draft, thumbnails, workspace)
+            self._make(plan, waiting, workspace)
         outputs = tuple(self._output_result(draft) for draft in drafts)
         errors = [draft.error for draft in drafts if draft.error is not None]
         if errors:
@@ -427,6 +425,19 @@ class Rendering:
             else:
                 return path
         return None
+
+    def _make(self, plan: RenderPlan, drafts: Sequence[Draft], workspace: Workspace) -> None:
+        """Encode, verify and publish *drafts*; what a live encode has left and does not hold is encoded anew."""
+        thumbnails = self._render(plan, drafts, workspace)
+        for draft in drafts:
+            self._conclude(draft, thumbnails, workspace)
+        spoiled = [draft for draft in drafts if draft.asked and draft.error and not isinstance(draft.error, EnvironmentFault | FramesChangedError)]
+        if spoiled:
+            self.observer.say(self.run.name, "what was encoded while it went on does not hold, and is encoded anew", level="warning")
+            self.accelerator = None
+            for draft in spoiled:
+                draft.begin_anew()
+            self._make(plan, spoiled, workspace)
 
     def _render(self, plan: RenderPlan, drafts: Sequence[Draft], workspace: Workspace) -> Mapping[tuple[int, int], list[bytes]]:
         taken: Mapping[tuple[int, int], list[bytes]] = {}

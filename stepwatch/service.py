@@ -1234,10 +1234,9 @@ class Service:
             "rendered": self._rendered,
         }
 
-    @staticmethod
-    def _run_facts(known: _Known, now: Now) -> dict[str, object]:
+    def _run_facts(self, known: _Known, now: Now) -> dict[str, object]:
         rendering = known.visiting and known.action.do is Do.RENDER
-        at = known.action.at
+        at, live = known.action.at, self._lives.get(known.key)
         return {
             "run": known.run_id,
             "name": known.name,
@@ -1245,6 +1244,7 @@ class Service:
             "phase": str(Phase.RENDERING if rendering else known.action.phase),
             "reason": known.action.reason,
             "waiting": known.queued,
+            "live": {"encoded": live.fed, "promised": live.promised} if live is not None else None,
             "next_look": round(at - now.awake, 1) if at is not None and known.action.do is Do.WAIT else None,
             "progress": [
                 {"label": label, "done": done, "total": total, "speed": speed} for label, (done, total, speed) in dict(known.progress).items()

@@ -346,6 +346,25 @@ def test_one_output_that_fails_does_not_spoil_the_other(stage: Any, tmp_path: Pa
     assert (here.ears.encodes, mark.exists()) == (3, True)
 
 
+@pytest.mark.parametrize("where", ["start", "middle", "end"])
+def test_a_live_file_that_does_not_hold_is_encoded_anew_at_once(stage: Any, where: str) -> None:
+    """Whatever has happened to the file since it was seen, it is not published; the same visit makes another one, and it costs no attempt."""
+    here = stage()
+    here.record(range(PLANNED))
+    here.wait(lambda: here.live.over)
+    (path,) = here.out.glob(".stepwatch-*.mp4")
+    content = bytearray(path.read_bytes())
+    spot = {"start": content.index(b"mdat") + 40, "middle": (content.index(b"mdat") + len(content)) // 2, "end": len(content) - 9}[where]
+    content[spot] ^= 0x10
+    path.write_bytes(content)
+    here.say("complete")
+    step = here.advance()
+    assert step.error is None, here.ears.said
+    assert any("encoded anew" in sentence for sentence in here.ears.said)
+    assert (here.ears.encodes, len(list(here.out.glob("*.mp4")))) == (2, 1)
+    assert here.records.ledger.get(here.read().key).attempts.count == 0
+
+
 def test_no_ffmpeg_costs_the_head_start_alone(stage: Any) -> None:
     """A live encode that cannot begin is no failure of the run."""
     here = stage(program="/nowhere/ffmpeg")
@@ -446,6 +465,7 @@ def test_what_other_times_cannot_make_right_is_encoded_anew(stage: Any, policy: 
 
 def test_the_daemon_encodes_while_a_run_goes_on(daemon: Daemon) -> None:
     """A run that a hook writes into a watched folder is encoded once, its progress is in the status, and nothing is left of it but the animation."""
+    daemon.configure({"detect": {"settle": "30s", "stall": "60s"}})
     daemon.start("-v")
     run = daemon.watched / "run"
     run.mkdir()
@@ -462,6 +482,11 @@ def test_the_daemon_encodes_while_a_run_goes_on(daemon: Daemon) -> None:
         write_frame(run / f".{index}.png", step=index + 1, size=SIZE)
         os.replace(run / f".{index}.png", run / f"{index:05d}.png")
         daemon.wait_until(lambda: "encoded while it goes on: 5 frames are promised" in daemon.log)
+    daemon.wait_until(lambda: [one["live"] for one in daemon.status()["runs"]] == [{"encoded": 5, "promised": 5}])
+    inspected = json.loads(daemon.run("inspect", str(run), "--json").stdout)["runs"][0]
+    assert inspected["live"] == {"possible": True, "reason": None}
+    backwards = json.loads(daemon.run("inspect", str(run), "--json", "--set", "timeline.direction=reverse").stdout)["runs"][0]
+    assert backwards["live"] == {"possible": False, "reason": "reverse begins with what comes last"}
     say("complete", 5)
     daemon.wait_until(lambda: daemon.animations() == ["run.mp4"])
     daemon.wait_at_rest()
