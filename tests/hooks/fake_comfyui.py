@@ -300,6 +300,7 @@ class Server:
         self.free_memory = 1e12
         self.decoded: list[Tensor] = []
         self.prompts = 0
+        self.arguments = types.SimpleNamespace(disable_metadata=False)
 
         def module(name: str, **members: Any) -> types.ModuleType:
             made = types.ModuleType(name)
@@ -320,6 +321,7 @@ class Server:
             get_free_memory=lambda device: self.free_memory,
             minimum_inference_memory=lambda: 1000,
         )
+        module("comfy.cli_args", args=self.arguments)
         module("comfy.taesd")
         module("comfy.taesd.taesd", TAESD=functools.partial(_Taesd, self.decoded))
         module("comfy_execution")

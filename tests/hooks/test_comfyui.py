@@ -127,6 +127,17 @@ def test_login_tokens_are_written_nowhere(server: Server) -> None:
     assert not [path for path in server.output.rglob("*") if path.is_file() and b"SECRET" in path.read_bytes()]
 
 
+def test_a_host_that_keeps_prompts_out_of_files_is_heeded(server: Server) -> None:
+    """With --disable-metadata there is neither a workflow nor a text; the rest is as ever."""
+    server.arguments.disable_metadata = True
+    with server.prompt(NODES):
+        sample(server, node())
+    run = only(server)
+    assert (run.sidecar.workflow_file, (run.folder / "workflow.json").exists()) == (None, False)
+    assert not {"prompt", "negative"} & run.sidecar.generation.keys()
+    assert run.sidecar.generation["model"] == "sd15.safetensors"
+
+
 def test_each_item_of_a_batch_has_its_own_folder(server: Server) -> None:
     """Four folders of one group, each with its own item's pictures."""
     with server.prompt(NODES):

@@ -148,7 +148,7 @@ def _around_pass(  # noqa: PLR0913, PLR0917  # the arguments are the host's
     taken = _taken.get({})
     recorded: _Pass | None = None
     if options is not None and not taken.get(id(guider)):
-        shapes = kwargs.get("latent_shapes") or (args[0] if args else None)
+        shapes = kwargs.get("latent_shapes", args[0] if args else None)
         recorded = _begin(options, guider, _Arguments(noise, latent_image, sampler, sigmas, denoise_mask, seed, shapes))
     token = _taken.set({**taken, id(guider): recorded is not None or taken.get(id(guider), False)})
     try:
@@ -490,10 +490,21 @@ def _job() -> _Job:
         for item in getattr(queue, "get_current_queue_volatile", queue.get_current_queue)()[0]:
             if prompt_id is not None and item[1] == prompt_id:
                 workflow = ((item[3] or {}).get("extra_pnginfo") or {}).get("workflow")
-                return _Job(str(prompt_id), _text_or_none(node_id), list_index, item[2], {"prompt": item[2], "workflow": workflow})
+                kept = None if _metadata_unwanted() else {"prompt": item[2], "workflow": workflow}
+                return _Job(str(prompt_id), _text_or_none(node_id), list_index, item[2], kept)
     except Exception as error:
         _say_once(f"runs have no workflow: {type(error).__name__}: {error}")
     return _Job(_text_or_none(prompt_id), _text_or_none(node_id), list_index, {}, None)
+
+
+def _metadata_unwanted() -> bool:
+    """Whether the user keeps prompts and workflows out of files, by ``--disable-metadata``."""
+    try:
+        from comfy.cli_args import args
+
+        return bool(args.disable_metadata)
+    except (ImportError, AttributeError):
+        return False
 
 
 def _text_or_none(value: Any) -> str | None:
@@ -508,8 +519,8 @@ def _facts(job: _Job, guider: Any, given: _Arguments, decoder: _Decoder) -> dict
     steps = graph.nearest(job.node_id, "steps", ("sigmas",))
     cfg = getattr(guider, "cfg", None)
     return {
-        "prompt": graph.words(job.node_id, "positive"),
-        "negative": graph.words(job.node_id, "negative"),
+        "prompt": graph.words(job.node_id, "positive") if job.workflow else None,
+        "negative": graph.words(job.node_id, "negative") if job.workflow else None,
         "seed": given.seed if isinstance(given.seed, int) and given.seed >= 0 else None,
         "sampler": named if isinstance(named, str) else function[len("sample_") :] if function.startswith("sample_") else function,
         "scheduler": graph.nearest(job.node_id, "scheduler", ("sigmas",)),
