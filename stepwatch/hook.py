@@ -80,7 +80,10 @@ HOSTS: Mapping[str, Host] = {
             place="extensions/stepwatch",
             files={"metadata.ini": "webui/metadata.ini", "scripts/stepwatch.py": "sdnext/stepwatch_sdnext.py"},
             frames="outputs/stepwatch",
-            steps=('restart SD.Next; then open "stepwatch: record the steps" among the scripts and tick "Record every pass"',),
+            steps=(
+                'restart SD.Next; then tick "Record every pass" in Settings > stepwatch, for all tabs',
+                'or for one picture in "stepwatch: record the steps" below Extensions, in the text and image tabs',
+            ),
         ),
         Host(
             name="comfyui",

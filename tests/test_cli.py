@@ -91,7 +91,7 @@ def test_help_lists_the_commands(stepwatch: Stepwatch) -> None:
     done = stepwatch("--help")
     assert done.code == 0
     assert done.err == ""
-    for word in ("render", "watch", "demo", "simulate", "status", "runs", "prune", "inspect", "config", "doctor", "completion"):
+    for word in ("render", "watch", "demo", "simulate", "status", "runs", "prune", "inspect", "config", "hook", "doctor", "completion"):
         assert f"\n  {word} " in done.out
     for word in ("75 busy", "130 interrupted"):
         assert word in " ".join(done.out.split())

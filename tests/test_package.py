@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import stepwatch
+from stepwatch import hook
 from stepwatch.core.model import Outcome
 from stepwatch.core.sidecar import parse_sidecar
 
@@ -89,13 +90,15 @@ def test_no_file_names_a_package_registry() -> None:
 
 
 def test_the_wheel_holds_what_a_user_needs(tmp_path: Path) -> None:
-    """Sample run, typing marker and sample configuration are in the wheel; tests and tools are not."""
+    """Sample run, typing marker, sample configuration and all that hooks are made of are in the wheel; tests and tools are not."""
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     for wanted in ("stepwatch/cli/__init__.py", "stepwatch/py.typed", f"stepwatch/data/sample/{sample().name}/run.json"):
         assert wanted in names
+    hooks = {"writer.py", "run.schema.json", "PROTOCOL.md"} | {source for host in hook.HOSTS.values() for source in host.files.values()}
+    assert {f"stepwatch/hooks/{name}" for name in hooks} <= set(names)
     assert sum(name.endswith(".jpg") for name in names) == 30
     assert any(name.startswith("stepwatch/_data/config/") for name in names)
     assert any(name.endswith("/licenses/LICENSE") for name in names)

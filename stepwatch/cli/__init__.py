@@ -390,7 +390,7 @@ def config_schema(kind: Literal["stepwatch", "service", "sidecar"]) -> int:
 @cli.command()
 @everywhere
 def doctor() -> int:
-    """Check ffmpeg and its encoders, the configuration, the watched folders and the disk, the receipts and the daemon."""
+    """Check ffmpeg and its encoders, the configuration, the watched folders and the disk, the hooks, the receipts and the daemon."""
     from stepwatch import doctor as examination
     from stepwatch import unit
 
