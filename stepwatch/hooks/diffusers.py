@@ -227,26 +227,7 @@ class Recorder:
         run = self._run
         if run is None or (run.calls >= run.expected if index is None else index <= run.index):
             self._finish()
-            call = _call_facts(self._pipe)
-            guessed = offered is not None and offered.guess is not None
-            drawing = _Drawing(self._pipe, latents, {**call, **{key: value for key, value in self._facts.items() if value}}, self._decode)
-            run = self._run = _Pass(self._pipe, guessed=guessed)
-            run.recording = Recording(
-                self._folder,
-                host={"app": "diffusers", "version": getattr(sys.modules.get("diffusers"), "__version__", None)},
-                hook="diffusers",
-                items=_items(self._pipe, drawing, call, self._facts),
-                planned=_steps_of(self._pipe.scheduler, run.expected),
-                size=drawing.size,
-                scale=drawing.scale,
-                kind="x0" if guessed else "x",
-                decode=drawing.name,
-                group_id=self.group_id,
-                pass_facts={"index": self._passes, "name": _pass_name(self._pipe), **_noise(self._pipe.scheduler)},
-                **self._options,
-            )
-            run.drawing = drawing
-            self._passes += 1
+            run = self._run = self._begun(latents, guessed=offered is not None and offered.guess is not None)
         run.index = run.calls if index is None else index
         run.calls += 1
         if (run.calls >= run.expected or _step_is_whole(self._pipe.scheduler)) and run.recording.step():
@@ -255,33 +236,55 @@ class Recorder:
                 run.recording.put(item, picture, size)
             run.recording.decode = run.drawing.name
 
+    def _begun(self, latents: Any, *, guessed: bool) -> _Pass:
+        """Begin the runs of one call, whose first step has just been taken."""
+        pipe, call = self._pipe, _call_facts(self._pipe)
+        expected = int(getattr(pipe, "num_timesteps", None) or len(pipe.scheduler.timesteps))
+        drawing = _Drawing(pipe, latents, {**call, **{key: value for key, value in self._facts.items() if value}}, self._decode)
+        recording = Recording(
+            self._folder,
+            host={"app": "diffusers", "version": getattr(sys.modules.get("diffusers"), "__version__", None)},
+            hook="diffusers",
+            items=_items(pipe, drawing, call, self._facts),
+            planned=_steps_of(pipe.scheduler, expected),
+            size=drawing.size,
+            scale=drawing.scale,
+            kind="x0" if guessed else "x",
+            decode=drawing.name,
+            group_id=self.group_id,
+            pass_facts={"index": self._passes, "name": _pass_name(pipe), **_noise(pipe.scheduler)},
+            **self._options,
+        )
+        self._passes += 1
+        return _Pass(recording, drawing, expected=expected, guessed=guessed)
+
     def _finish(self, state: str = "complete", error: Any = None) -> None:
         run, self._run = self._run, None
         if run is None:
             return
-        if state == "complete" and run.calls < run.expected and getattr(self._pipe, "interrupt", False):
-            state = "interrupted"
-        run.recording.end(state, error)
+        cut_short = run.calls < run.expected and bool(getattr(self._pipe, "interrupt", False))
+        run.recording.end("interrupted" if state == "complete" and cut_short else state, error)
         self.folders += run.recording.folders
 
     def _give_up(self, error: Any) -> None:
         if not self._off:
             log.warning("stepwatch: this call of the pipeline is not recorded any further: %s: %s", type(error).__name__, error)
         self._off = True
+        self._finish("failed", error)
 
 
 class _Pass:
     """One call of the pipeline: a run for each item of its batch."""
 
-    recording: Recording
-    drawing: _Drawing
-
-    def __init__(self, pipe: Any, *, guessed: bool) -> None:
+    def __init__(self, recording: Recording, drawing: _Drawing, *, expected: int, guessed: bool) -> None:
+        self.recording = recording
+        self.drawing = drawing
+        self.expected = expected
+        """Calls of the scheduler until it is complete."""
         self.guessed = guessed
         """Whether its frames show x0."""
         self.index = -1
         self.calls = 0
-        self.expected = int(getattr(pipe, "num_timesteps", None) or len(pipe.scheduler.timesteps))
 
 
 # --- what a scheduler offers
@@ -413,13 +416,12 @@ class _Drawing:
         if self._factors is not None:
             values = values @ self._factors + self._bias
         size = (int(shown.shape[3]), int(shown.shape[2]))
-        drawn = [_rgb_bytes(values[item]) for item in range(values.shape[0])]
         if size == self.size:
-            return [(data, size) for data in drawn]
+            return [(data, size) for data in _rgb_bytes(values)]
         from PIL import Image
 
         # The run began with larger ones.
-        return [(Image.frombytes("RGB", size, data).resize(self.size), None) for data in drawn]
+        return [(Image.frombytes("RGB", size, data).resize(self.size), None) for data in _rgb_bytes(values)]
 
     def _decoded(self, latents: Any) -> tuple[bytes, tuple[int, int]]:
         vae = self._pipe.vae
@@ -429,7 +431,8 @@ class _Drawing:
             image = vae.decode(raw.to(weight.device, weight.dtype), return_dict=False)[0]
         if not bool(image.isfinite().all()):
             raise ValueError("the VAE gives no picture in this precision")
-        return _rgb_bytes(image[0].float().movedim(0, -1)), (int(image.shape[3]), int(image.shape[2]))
+        (data,) = _rgb_bytes(image.float().movedim(1, -1))
+        return data, (int(image.shape[3]), int(image.shape[2]))
 
     def _unpacked(self, latents: Any) -> Any:
         """Return latents as (batch, channels, rows, columns): of a video the middle picture, and those of Flux and its like unpacked."""
@@ -446,10 +449,11 @@ class _Drawing:
         return latents
 
 
-def _rgb_bytes(values: Any) -> bytes:
-    """Return rows of RGB from values of -1 to 1; what is not a number is grey."""
-    scaled = (values / 2 + 0.5).nan_to_num(nan=0.5, posinf=1.0, neginf=0.0).clamp(0, 1)
-    return bytes((scaled * 255).round().byte().cpu().contiguous().numpy().tobytes())
+def _rgb_bytes(values: Any) -> list[bytes]:
+    """Return the pixels of each picture of (picture, row, column, colour), from values of -1 to 1; what is not a number is grey."""
+    levels = (values / 2 + 0.5).nan_to_num(nan=0.5, posinf=1.0, neginf=0.0).clamp(0, 1) * 255
+    # The whole batch at once, for a GPU is waited for here.
+    return [plane.tobytes() for plane in levels.round().byte().cpu().contiguous().numpy()]
 
 
 def _family(pipe: Any, channels: int) -> str | None:
