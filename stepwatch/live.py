@@ -3,7 +3,8 @@
 Theory of operation. A live encode begins with the promise of a run (`core.live`): how many frames will come, of what size, under which names.
 That makes a complete plan, and the plan ffmpegs that wait for images. A thread of its own, of the lowest priority, gives them every frame that
 is there without a hole before it. Whatever is not as promised ends it, and nothing is lost but its work: a frame that does not decode, is
-rewritten or goes away, a sidecar that promises something else, a run that ends early, an ffmpeg that fails.
+rewritten or goes away, a sidecar that promises something else, an ffmpeg that fails. A run that ends early ends it too, unless its pictures can be
+given other times (`core.plan.retimed`).
 
 It is never a second path to an animation. When the run has ended it is visited and planned like any other, and only where that plan turns out
 to be the very one that was encoded, frame by frame and digest by digest, the visit takes the encoded files over instead of encoding its own.
