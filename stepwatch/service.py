@@ -560,10 +560,10 @@ class Service:
         elif action.do is Do.WAIT and action.phase is Phase.RECORDING and run.frames and not known.lived:
             if len(self._lives) >= self._workers or self._ending or self._paused(known.folder):
                 return
-            known.lived = True
             with self._guard(known.folder, known.place):
                 begun = visit.go_live(run, resolved, means=self._means(known), nice=self._service.daemon.nice, news=self.wake)
                 if begun is not None:
+                    known.lived = True
                     self._lives.add(known.key, begun)
                     self._observer.say(known.name, f"encoded while it goes on: {plural(begun.promised, 'frame')} are promised", level="debug")
 

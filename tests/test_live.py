@@ -22,6 +22,7 @@ from stepwatch.core.model import Run
 from stepwatch.errors import MissingToolError
 from stepwatch.live import Live
 from tests.conftest import Daemon, sidecar_for, write_frame
+from tests.test_service import phase_of
 
 SIZE = (48, 32)
 PLANNED = 6
@@ -477,8 +478,15 @@ def test_the_daemon_encodes_while_a_run_goes_on(daemon: Daemon) -> None:
         (run / ".run.json").write_text(json.dumps(told))
         os.replace(run / ".run.json", run / "run.json")
 
-    say("running", 0)
-    for index in range(5):
+    told = sidecar_for(run, 0, names="{index:05d}.png", state="running", size=SIZE)
+    # A hook that learns the size from the first frame promises it a moment later.
+    told["frames"] = {**told["frames"], "planned": 5, "width": None, "height": None}  # type: ignore[dict-item]
+    told["generation"] = {}
+    (run / "run.json").write_text(json.dumps(told))
+    write_frame(run / "00000.png", step=1, size=SIZE)
+    daemon.wait_until(lambda: phase_of(daemon, "run") == "recording")
+    say("running", 1)
+    for index in range(1, 5):
         write_frame(run / f".{index}.png", step=index + 1, size=SIZE)
         os.replace(run / f".{index}.png", run / f"{index:05d}.png")
         daemon.wait_until(lambda: "encoded while it goes on: 5 frames are promised" in daemon.log)
