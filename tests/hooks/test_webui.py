@@ -423,6 +423,26 @@ def test_a_decoder_that_fails_gives_way_to_the_cheap_one(one: Bench, caplog: pyt
     assert "CUDA out of memory" in caplog.text
 
 
+def test_after_a_click_the_preview_of_the_host_is_not_asked(one: Bench) -> None:
+    """A click during a step has the host decode in the way of its live preview; that step's frame has the size of the others all the same."""
+    model, common = one.host.model, one.host.modules["modules.sd_samplers_common"]
+    decode = common.samples_to_images_tensor
+
+    def clicked(x: Tensor, step: int) -> Tensor:
+        denoised = model(x, step)
+        one.host.state.interrupted = step == 1
+        return denoised
+
+    def asked(sample: Tensor, approximation: int) -> Any:
+        assert not one.host.state.interrupted
+        return decode(sample, approximation)
+
+    one.host.model, common.samples_to_images_tensor = clicked, asked  # type: ignore[method-assign]
+    (run,) = one.run(args=(True, 1, "Full VAE"))
+    assert (run.sidecar.state, run.steps) == (Outcome.INTERRUPTED, [1, 2])
+    assert {image.size for image in run.frames.values()} == {(24, 16)}
+
+
 def test_the_whole_vae_never_drives_out_the_model(forge: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """Forge makes room for a VAE by unloading the model at work: without room for both, the VAE is not asked."""
     forge.host.free_memory = 10**9

@@ -252,6 +252,9 @@ class Decoder:
             return as_rgb(self._taesd(latents.to(devices.device, devices.dtype)).detach() * 2 - 1)[0]
         if not full_vae_fits(latents):
             raise MemoryError("beside the model there is no room for the VAE any more")
+        if getattr(shared.state, "interrupted", False):
+            # With the option for it, the host decodes as for its live preview from the click on, which may mean a download.
+            raise InterruptedError("somebody clicked on Interrupt")
         from modules import sd_samplers_common
 
         return as_rgb(sd_samplers_common.samples_to_images_tensor(latents, 0))[0]
