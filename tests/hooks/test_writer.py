@@ -229,6 +229,35 @@ def test_what_was_not_put_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert caplog.text.count("a frame is lost") == 1
 
 
+def test_a_lost_frame_is_said_and_makes_no_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The log names the step; the sidecar is not written anew for a frame that is not there."""
+    encoded, written = writer._encoded, writer._replace
+    beats: list[str] = []
+
+    def breaking(image: Any, image_format: str) -> bytes:
+        if image.getpixel((0, 0))[0] >= 60:
+            raise ValueError("this one cannot be encoded")
+        return encoded(image, image_format)
+
+    def noted(path: str, data: bytes, **options: Any) -> None:
+        beats.append(os.path.basename(path))
+        written(path, data, **options)
+
+    monkeypatch.setattr(writer, "_encoded", breaking)
+    monkeypatch.setattr(writer, "_replace", noted)
+    monkeypatch.setattr(writer, "HEARTBEAT", 0.0)
+    recording = begin(tmp_path, size=(16, 12))
+    play(recording, 5)
+    recording.end()
+    assert beats == ["run.json", "00000.png", "run.json", "00001.png", "run.json", "run.json"]
+    assert caplog.text.count("this one cannot be encoded") == 1
+    caplog.clear()
+    recording = begin(tmp_path)
+    recording.step()
+    recording.end()
+    assert "that of step 1" in caplog.text
+
+
 def test_a_frame_that_cannot_be_written_is_tried_again_and_then_lost(tmp_path: Path, disk_fault: Callable[..., None]) -> None:
     """One fault of the disk costs nothing, a second one of the same frame that frame."""
     disk_fault(errno.EIO, after=1, times=3, only=".png")
