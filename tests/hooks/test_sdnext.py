@@ -74,6 +74,20 @@ def test_frames_show_what_the_model_takes_the_picture_to_be(bench: Bench, kind: 
         assert pixel == pytest.approx([(min(max(latents[0][c].data[5], -1), 1) + 1) * 127.5 for c in range(3)], abs=1)
 
 
+def test_a_prediction_of_another_shape_is_left_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where latents were unpacked and the prediction was not, the latents are shown as they are."""
+    state, callback = bench.host.state, bench.host._diffusers_callback
+
+    def packed(*args: Any) -> dict[str, Any]:
+        result = callback(*args)
+        state.current_noise_pred = state.current_noise_pred[0]
+        return result
+
+    monkeypatch.setattr(bench.host.modules["modules.processing_args"], "diffusers_callback", bench.hook.watched(packed))
+    (run,) = bench.run()
+    assert (run.raw["frames"]["kind"], len(run.frames)) == ("x", 4)
+
+
 def test_the_picture_is_the_same_bit_for_bit(bench: Bench) -> None:
     """With and without the hook, on and off, in every way to decode, the host's calls and its result are the same."""
     results = []

@@ -447,7 +447,8 @@ def test_the_whole_vae_never_drives_out_the_model(forge: Bench, caplog: pytest.L
     """Forge makes room for a VAE by unloading the model at work: without room for both, the VAE is not asked."""
     forge.host.free_memory = 10**9
     (run,) = forge.run(args=(True, 1, "Full VAE"))
-    assert (run.raw["frames"]["decode"], len(run.frames)) == ("latent2rgb", 4)
+    assert (run.raw["frames"]["decode"], run.sidecar.scale, len(run.frames)) == ("latent2rgb", 8, 4)
+    assert forge.host.unloaded == []
     assert "no room for the VAE" in caplog.text
 
 
@@ -463,6 +464,7 @@ def test_memory_that_runs_short_later_is_noticed(forge: Bench) -> None:
     (run,) = forge.run(args=(True, 1, "Full VAE"))
     assert {image.size for image in run.frames.values()} == {(24, 16)}
     assert (len(run.frames), run.raw["frames"]["decode"]) == (4, "latent2rgb")
+    assert forge.host.unloaded == []
 
 
 def test_what_is_no_number_is_grey(one: Bench) -> None:
@@ -520,6 +522,23 @@ def test_whatever_breaks_in_the_hook_the_picture_goes_on(one: Bench, broken: str
     assert [result] == one.host.process_images(without)
     assert one.runs() == []
     assert caplog.text.count("a mistake in the hook") == 1
+
+
+def test_a_number_of_steps_that_is_none_is_the_business_of_the_host(one: Bench) -> None:
+    """What the host gives its own method reaches it as it is; nothing is promised then."""
+    one.host.begin_job()
+    p = one.p(Img2Img)
+    p.all_seeds = p.all_subseeds = [1]
+    p.init()
+    p.before_sampling(x=None)
+
+    def func() -> str:
+        p.sampler.callback_state({"i": 0, "sigma": 1.0, "denoised": p.noise(24, 16)})
+        return "the host's own"
+
+    assert p.sampler.launch_sampling(None, func) == "the host's own"
+    (run,) = one.runs()
+    assert (run.sidecar.steps_planned, run.sidecar.frames_planned, run.steps) == (None, None, [1])
 
 
 def test_the_place_of_frames_can_be_chosen(one: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

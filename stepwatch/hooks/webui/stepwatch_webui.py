@@ -93,6 +93,7 @@ class PassWatch:
         self.sampler = sampler
         self.p = p
         self.settings = settings
+        self.launched = False
         self.planned: int | None = None
         self.recording: Recording | None = None
         self.decoder: Decoder | None = None
@@ -104,7 +105,7 @@ class PassWatch:
     def attach(cls, sampler: Any, p: Any, settings: dict[str, Any]) -> None:
         """Watch the next pass of a sampler; Forge asks twice before a hires pass, which must not watch it twice."""
         found = getattr(vars(sampler).get("launch_sampling"), "stepwatch", None)
-        if isinstance(found, cls) and not found.over and found.planned is None:
+        if isinstance(found, cls) and not found.over and not found.launched:
             found.p, found.settings = p, settings
             return
         watch = cls(sampler, p, settings)
@@ -132,10 +133,10 @@ class PassWatch:
 
     def _launching(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def launch_sampling(steps: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.over or self.planned is not None:
+            if self.over or self.launched:
                 return original(steps, *args, **kwargs)
+            self.launched, self.planned = True, whole(steps)
             try:
-                self.planned = int(steps)
                 result = original(steps, *args, **kwargs)
             except BaseException as error:
                 # InterruptedException of the host, Ctrl-C: somebody wanted it so.
@@ -143,7 +144,8 @@ class PassWatch:
                 raise
             # A pass that was interrupted or skipped returns what it has; the flags go back before the next one. With all steps it is complete.
             stopped = getattr(shared.state, "interrupted", False) or getattr(shared.state, "skipped", False)
-            self._end("interrupted" if stopped and (self.recording is None or self.recording.done < self.planned) else "complete")
+            made = self.recording is not None and self.planned is not None and self.recording.done >= self.planned
+            self._end("interrupted" if stopped and not made else "complete")
             return result
 
         return launch_sampling
