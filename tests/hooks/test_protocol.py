@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from stepwatch import hook, store
 from stepwatch.core.model import Outcome
+from stepwatch.hooks.diffusers import record
 from tests.conftest import MakeFrame
 
 PAGE = (Path(__file__).parents[2] / "stepwatch" / "hooks" / "PROTOCOL.md").read_text(encoding="utf-8")
@@ -84,3 +86,12 @@ def test_the_page_names_what_there_is() -> None:
     known = set(hook.sidecar_schema()["properties"])
     inner = {name for about in hook.sidecar_schema()["properties"].values() for name in about.get("properties", {})}
     assert keys - known - inner == set()
+
+
+def test_the_readme_of_the_hooks_names_the_arguments_of_record() -> None:
+    """Each argument in the table for diffusers is one that `record` takes, and has the form that is shown."""
+    readme = Path(hook.__file__).parent.joinpath("hooks", "README.md").read_text(encoding="utf-8")
+    table = readme.partition("## diffusers")[2].partition("\n## ")[0]
+    shown = re.findall(r"^\| `([a-z_]+)=", table, flags=re.MULTILINE)
+    assert len(shown) == 6
+    assert set(shown) <= set(inspect.signature(record).parameters)
