@@ -179,11 +179,16 @@ class ModelPatcher:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.wrappers: dict[str, dict[str, list[Callable[..., Any]]]] = {}
+        self.object_patches: dict[str, Any] = {}
 
     def clone(self) -> ModelPatcher:
         copied = ModelPatcher(self.model)
+        copied.object_patches = dict(self.object_patches)
         copied.wrappers = {kind: {key: list(wrappers) for key, wrappers in named.items()} for kind, named in self.wrappers.items()}
         return copied
+
+    def get_model_object(self, name: str) -> Any:
+        return self.object_patches.get(name) or getattr(self.model, name)
 
     def add_wrapper_with_key(self, wrapper_type: str, key: str, wrapper: Callable[..., Any]) -> None:
         self.wrappers.setdefault(wrapper_type, {}).setdefault(key, []).append(wrapper)

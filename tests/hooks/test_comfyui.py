@@ -171,6 +171,15 @@ def test_the_passes_of_a_prompt_are_numbered_and_named(server: Server, passes: l
     assert len({run.sidecar.group_id for run in runs}) == 1
 
 
+def test_a_pass_begins_where_the_models_own_sigmas_begin(server: Server) -> None:
+    """A node has given the model other sigmas: 100 is its first one, so a pass that begins at 14.6 on a filled latent is no whole one."""
+    model = fake.model()
+    model.object_patches["model_sampling"] = types.SimpleNamespace(sigma_max=100.0)
+    with server.prompt(NODES):
+        sample(server, node(model), latent=1.0)
+    assert only(server).raw["pass"]["name"] == "img2img"
+
+
 def test_a_list_makes_a_run_for_each_of_its_elements(server: Server) -> None:
     """The host calls one node several times in one prompt."""
     model = node()
@@ -624,6 +633,13 @@ def test_no_workflow_is_too_strange_to_be_looked_at(prompt: Any) -> None:
         graph.loras(start)
         graph.nearest(start, "scheduler", ("sigmas",))
         graph.nearest(start, "ckpt_name", hook.MODEL_LINKS)
+
+
+def test_a_prompt_of_another_shape_tells_nothing(server: Server) -> None:
+    """A list where the nodes should be: what the sampler itself says is recorded."""
+    with server.prompt([1, 2]):
+        sample(server, node())
+    assert only(server).sidecar.generation["seed"] == 5
 
 
 # --- as it is installed

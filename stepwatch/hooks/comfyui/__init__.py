@@ -154,19 +154,13 @@ def _around_pass(  # noqa: PLR0913, PLR0917  # the arguments are the host's
     try:
         if recorded is None:
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, *args, **kwargs)
-        state, fault = "failed", None
         try:
             result = executor(noise, latent_image, sampler, sigmas, denoise_mask, recorded.callback(callback), disable_pbar, seed, *args, **kwargs)
-            state = "complete"
-            return result
         except BaseException as error:
-            fault = error
-            state = "interrupted" if isinstance(error, recorded.interrupts) else "failed"
+            recorded.recording.end("interrupted" if isinstance(error, recorded.interrupts) else "failed", error)
             raise
-        finally:
-            recorded.recording.end(state, fault)
-            # The traceback of an exception holds our frame: it must not hold the tensors of the pass in turn.
-            del fault
+        recorded.recording.end()
+        return result
     finally:
         _taken.reset(token)
 
@@ -243,7 +237,7 @@ def _begin(options: Options, guider: Any, given: _Arguments) -> _Pass | None:
             scale=decoder.scale,
             decode=decoder.way,
             group_id=job.prompt_id,
-            pass_facts=_pass_facts(job, model, given, (facts["width"], facts["height"])),
+            pass_facts=_pass_facts(job, guider.model_patcher, given, (facts["width"], facts["height"])),
             workflow=job.workflow,
             overrides=options.overrides,
         )
@@ -541,8 +535,8 @@ MODEL_LINKS = ("model", "guider", "model1", "unet")
 class _Graph:
     """A prompt as the API has it: nodes by id, whose inputs are values, or links [node id, output]."""
 
-    def __init__(self, prompt: Mapping[str, Any]) -> None:
-        self.prompt = prompt
+    def __init__(self, prompt: Any) -> None:
+        self.prompt = prompt if isinstance(prompt, Mapping) else {}
 
     def inputs(self, node: Any) -> Mapping[str, Any]:
         found = self.prompt.get(str(node))
@@ -627,7 +621,7 @@ _passes: OrderedDict[str, list[_Seen]] = OrderedDict()
 """By prompt, its passes so far."""
 
 
-def _pass_facts(job: _Job, model: Any, given: _Arguments, size: tuple[int, int]) -> dict[str, Any]:
+def _pass_facts(job: _Job, patcher: Any, given: _Arguments, size: tuple[int, int]) -> dict[str, Any]:
     """Return the sidecar's ``pass``: which one of its prompt it is, and of what kind."""
     import torch
 
@@ -638,16 +632,17 @@ def _pass_facts(job: _Job, model: Any, given: _Arguments, size: tuple[int, int])
             _passes.popitem(last=False)
     first = float(given.sigmas[0])
     facts = {"index": len(before), "name": "base", "sigma_first": first, "sigma_last": float(given.sigmas[-1])}
-    partial = first < 0.99 * float(getattr(model.model_sampling, "sigma_max", 0.0))
+    # Nodes may have given the model other sigmas than its own.
+    partial = first < 0.99 * float(getattr(patcher.get_model_object("model_sampling"), "sigma_max", 0.0))
     if given.denoise_mask is not None:
         facts["name"] = "inpaint"
     elif partial and bool(torch.count_nonzero(given.latent_image)):
         if not bool(torch.count_nonzero(given.noise)):
             # It takes over where another sampler stopped.
-            facts["name"] = "refiner" if before and before[-1].model != id(model) else "base"
+            facts["name"] = "refiner" if before and before[-1].model != id(patcher.model) else "base"
         else:
             facts["name"] = "hires" if before and before[-1].size != size else "img2img"
-    before.append(_Seen(size, id(model)))
+    before.append(_Seen(size, id(patcher.model)))
     return facts
 
 
