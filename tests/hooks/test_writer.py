@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -472,7 +472,7 @@ def test_a_file_that_a_viewer_holds_is_tried_again(tmp_path: Path, monkeypatch: 
     assert (sorted(run.frames), run.sidecar.lost) == ([0, 1], ())
 
 
-@pytest.mark.parametrize("size", [10_000, 300_000, 3_000_000])
+@pytest.mark.parametrize("size", [10_000, 300_000, 1_000_000])
 def test_a_huge_prompt_makes_no_broken_sidecar(tmp_path: Path, size: int) -> None:
     """What is too long for readers is cut, the seed and the state never."""
     prompt = 'ä\\"' * (size // 3)
@@ -522,6 +522,7 @@ anything = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(facts=st.dictionaries(st.text(max_size=8), anything, max_size=6), text=st.none() | st.text(st.characters()))
 def test_whatever_a_host_says_the_sidecar_can_be_read(facts: dict[str, Any], text: str | None) -> None:
     """Any value of any host, half surrogates, NaN and endless numbers too, makes a sidecar that readers take."""
@@ -560,7 +561,7 @@ def test_only_what_the_user_asks_for_passes_through(tmp_path: Path, monkeypatch:
     assert (run.sidecar.lost, run.sidecar.state) == ((0,), Outcome.INTERRUPTED)
 
 
-@pytest.mark.parametrize(("seed", "count"), [(1, 30), pytest.param(2, 600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "count"), [(1, 24), pytest.param(2, 600, marks=pytest.mark.slow)])
 def test_killed_at_any_byte_no_frame_is_ever_partial(tmp_path: Path, seed: int, count: int) -> None:
     """Whenever the host is killed, what counts as a frame is whole, its sidecar was there before it, and a final state has all frames behind it."""
     said = subprocess.run(
