@@ -262,7 +262,6 @@ class Recording:
             try:
                 if task[0] == "end":
                     self._write_end(*task[1:])
-                    self._finished.set()
                 elif not self._off:
                     self._write_frame(*task[1:])
             except Exception as error:
