@@ -329,6 +329,8 @@ def full_vae_fits(latents: Any) -> bool:
         if always or memory.vram_state.name in ("NO_VRAM", "LOW_VRAM"):
             return False
         needed = max(memory.minimum_inference_memory(), vae.memory_used_decode((1, *latents.shape[1:]), vae.vae_dtype))
+        needed += getattr(memory, "extra_reserved_memory", int)()
+        # Both hosts add a third to the model's size; a little more than that, for they look at what is free a moment later.
         return bool(memory.get_free_memory(vae.device) > 1.5 * memory.module_size(vae.first_stage_model) + 1.5 * needed)
     except Exception as error:
         log.warning("stepwatch: this host does not say how much memory is free: %s", error)
