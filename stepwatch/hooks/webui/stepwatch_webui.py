@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping
 
 from modules import script_callbacks, scripts, shared
 
@@ -63,17 +63,16 @@ class StepwatchScript(scripts.Script):  # type: ignore[misc]  # hosts have no ty
 
     def process_before_every_sampling(self, p: Any, *args: Any, **_: Any) -> None:
         try:
-            settings = read_settings(args)
+            given: Mapping[str, Any] = args[0] if args and isinstance(args[0], dict) else dict(zip(DEFAULTS, args))
             sampler = getattr(p, "sampler", None)
-            if settings["enabled"] and sampler is not None:
-                PassWatch.attach(sampler, p, settings)
+            if given.get("enabled") and sampler is not None:
+                PassWatch.attach(sampler, p, read_settings(given))
         except Exception as error:
             log.warning("stepwatch: this pass is not recorded: %s", error)
 
 
-def read_settings(args: Sequence[Any]) -> dict[str, Any]:
-    """Return the settings from the values of the controls; from the API come fewer of them, or one object by name."""
-    given: Mapping[str, Any] = args[0] if args and isinstance(args[0], dict) else dict(zip(DEFAULTS, args))
+def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings by name; from the API come as many as somebody wanted, the others are as in the controls."""
     settings = {key: default if given.get(key) is None else given[key] for key, default in DEFAULTS.items()}
     known = {name.lower(): name for name in DECODED_BY}
     decode = known.get(str(settings["decode"]).lower())
