@@ -15,12 +15,14 @@ bytes; only where the bound says nothing is the exact value worked out. The verd
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final
+from typing import Final, cast
 
 from PIL import Image, ImageChops
 
@@ -56,9 +58,9 @@ class _Line:
     """
 
     def __init__(self, one: bytes, other: bytes, slack: float, bias: float) -> None:
+        self._one = one
         self._steps: list[int] = list(map(operator.sub, other, one)) if one and other else [0] * PIXELS
         self._mean: float = sum(self._steps) / PIXELS
-        self._start: int = sum(map(operator.mul, one, self._steps)) if one else 0
         self._length: int = sum(map(operator.mul, self._steps, self._steps))
         self._square = self._length - PIXELS * self._mean * self._mean  # Exact, as PIXELS is a power of two.
         by_shape = slack / math.sqrt(self._square / PIXELS) if self._square else math.inf
@@ -66,6 +68,10 @@ class _Line:
         self._shaped = by_shape <= by_mean
         self.forgiven = min(by_shape, by_mean)
         """Share of the way that is to be forgiven; infinite where the two are the same."""
+
+    @functools.cached_property
+    def _start(self) -> int:
+        return sum(map(operator.mul, self._one, self._steps))
 
     @property
     def distance(self) -> float:
@@ -79,13 +85,22 @@ class _Line:
 
     def moved(self, picture: bytes, share: float, error: float) -> float:
         """How much of the way *picture* is from where it belongs, at *share* of the line; *error* is the sum of its differences."""
-        if self.forgiven == math.inf:
-            return 0.0
         if not self._shaped:
             return error / PIXELS / self._mean
         projected: int = sum(map(operator.mul, picture, self._steps))
-        along = projected - self._start - share * self._length
-        return (along - self._mean * error) / self._square
+        return (projected - self._start - share * self._length - self._mean * error) / self._square
+
+
+@dataclass(slots=True, kw_only=True)
+class _Stretch:
+    """What the pictures from one image to another are held against."""
+
+    one: bytes
+    other: bytes
+    images: tuple[Image.Image, Image.Image]
+    allowed: float
+    lines: list[tuple[_Line, bool, float, str]]
+    """Each with whether it runs the other way, how far along it a picture may be from its place, and its ends in words."""
 
 
 class Judge:
@@ -110,6 +125,7 @@ class Judge:
         self._slack = SLACK * few
         self._bias = BIAS * math.sqrt(few)
         self._lines: dict[tuple[int, int], _Line] = {}
+        self._stretch: tuple[tuple[int, int, bool], _Stretch] | None = None
         self._waiting: deque[tuple[Mix, bytes]] = deque()
         self.seen = 0
         """Pictures that have come."""
@@ -129,7 +145,7 @@ class Judge:
 
     def cut(self, images: int) -> None:
         """No more than so many images will come: what was to show a later one shows the last of them, for however many pictures."""
-        self._last, self._short = images - 1, True
+        self._last, self._short, self._stretch = images - 1, True, None
 
     def close(self) -> None:
         """There are no more pictures: judge those that still wait, and their number."""
@@ -140,75 +156,86 @@ class Judge:
             raise refuse(f"it decodes to {self.seen} pictures, {self._plan.pictures} were planned")
 
     def _ready(self, mix: Mix) -> bool:
-        places = {mix.first, mix.second, *(other for _, other in self._neighbours(mix))}
-        return all(self._thumbnails[self._plan.timeline.order[place]] for place in places & self._fed)
+        if self._stretch is not None and self._stretch[0] == (mix.first, mix.second, mix.pure):
+            return True
+        places = {mix.first, mix.second, *self._neighbours(mix)} & self._fed
+        return all(self._thumbnails[self._plan.timeline.order[place]] for place in places)
 
     def _compare(self, mix: Mix, picture: bytes) -> None:
         number = self._judged
         self._judged += 1
-        order = self._plan.timeline.order
-        first, second = order[mix.first], order[mix.first if mix.pure else mix.second]
-        one, other, share = self._thumbnails[first], self._thumbnails[second], float(mix.weight)
-        if not one or not other:
-            raise refuse(f"picture {number} shows image {first + 1}, which was never given to ffmpeg")
-        allowed = self._tolerance
-        if self._plan.timeline.interpolation == "mci" and not mix.pure:
-            allowed += MOTION * self._line(first, second).distance
-        error = sum(picture) - (1 - share) * sum(one) - share * sum(other)
-        total, squares = _bounds(picture, one, other, share)
+        stretch = self._stretch_of(mix, number)
+        share = float(mix.weight)
+        total, squares = _bounds(picture, stretch, share)
         difference = total / PIXELS
-        if difference > allowed:
-            exact = [seen - a - share * (b - a) for seen, a, b in zip(picture, one, other, strict=True)]
+        if difference > stretch.allowed:
+            exact = [seen - a - share * (b - a) for seen, a, b in zip(picture, stretch.one, stretch.other, strict=True)]
             difference = sum(map(abs, exact)) / PIXELS
         self.worst = max(self.worst, difference)
-        if difference > allowed:
+        if difference > stretch.allowed:
+            order = self._plan.timeline.order
             raise refuse(
-                f"picture {number} is not image {first + 1}"
-                + ("" if mix.pure else f" on its way to {second + 1}")
-                + f" (its thumbnail differs by {difference:.1f} levels, {allowed:.1f} are allowed)"
+                f"picture {number} is not image {order[mix.first] + 1}"
+                + ("" if mix.pure else f" on its way to {order[mix.second] + 1}")
+                + f" (its thumbnail differs by {difference:.1f} levels, {stretch.allowed:.1f} are allowed)"
             )
-        displaced = self._displaced if self._plan.timeline.interpolation != "mci" or mix.pure else 1.0
-        for place, neighbour in self._neighbours(mix):
-            line = self._line(order[place], order[neighbour])
-            limit = displaced + line.forgiven
-            if line.reach(squares) <= limit:
-                continue
-            moved = line.moved(picture, share, error)
-            if abs(moved) > limit:
-                raise refuse(
-                    f"picture {number} shows another moment: {abs(moved):.0%} of the way from image {order[place] + 1} to {order[neighbour] + 1}"
-                )
+        for line, backwards, limit, ends in stretch.lines:
+            if line.reach(squares) > limit:
+                error = sum(picture) - (1 - share) * sum(stretch.one) - share * sum(stretch.other)
+                moved = line.moved(picture, 1 - share if backwards else share, error)
+                if abs(moved) > limit:
+                    raise refuse(f"picture {number} shows another moment: {abs(moved):.0%} of the way {ends}")
 
-    def _neighbours(self, mix: Mix) -> Iterator[tuple[int, int]]:
-        """The lines between images on which this picture's place is measured."""
+    def _stretch_of(self, mix: Mix, number: int) -> _Stretch:
+        key = (mix.first, mix.second, mix.pure)
+        if self._stretch is not None and self._stretch[0] == key:
+            return self._stretch[1]
+        order = self._plan.timeline.order
+        first, second = order[mix.first], order[mix.first if mix.pure else mix.second]
+        one, other = self._thumbnails[first], self._thumbnails[second]
+        if not one or not other:
+            raise refuse(f"picture {number} shows image {first + 1}, which was never given to ffmpeg")
+        moving = self._plan.timeline.interpolation == "mci" and not mix.pure
+        lines = []
+        for place in self._neighbours(mix):
+            neighbour = order[place]
+            line, limit = self._line(first, neighbour), 1.0 if moving else self._displaced
+            ends = f"from image {first + 1} to {neighbour + 1}"
+            lines.append((line, neighbour < first, limit + line.forgiven, ends))
+        made = _Stretch(
+            one=one,
+            other=other,
+            images=(Image.frombytes("L", (SIDE, SIDE), one), Image.frombytes("L", (SIDE, SIDE), other)),
+            allowed=self._tolerance + (MOTION * self._line(first, second).distance if moving else 0.0),
+            lines=lines,
+        )
+        self._stretch = key, made
+        return made
+
+    def _neighbours(self, mix: Mix) -> list[int]:
+        """Where the lines lead to, from the picture's first image, on which its place is measured."""
         if not mix.pure:
-            yield mix.first, mix.second
-            return
-        if mix.first > 0:
-            yield mix.first, mix.first - 1
-        if mix.first < self._last:
-            yield mix.first, mix.first + 1
+            return [mix.second]
+        return [place for place in (mix.first - 1, mix.first + 1) if 0 <= place <= self._last]
 
     def _line(self, first: int, second: int) -> _Line:
-        """The way from one image to another; of no length where one of them is never fed."""
-        if (first, second) not in self._lines:
+        """The way from the earlier of two images to the later one; of no length where one of them is never fed."""
+        key = (first, second) if first <= second else (second, first)
+        if key not in self._lines:
             if len(self._lines) > 8:
                 self._lines.clear()
-            self._lines[first, second] = _Line(self._thumbnails[first], self._thumbnails[second], self._slack, self._bias)
-        return self._lines[first, second]
+            self._lines[key] = _Line(self._thumbnails[key[0]], self._thumbnails[key[1]], self._slack, self._bias)
+        return self._lines[key]
 
 
-def _bounds(picture: bytes, one: bytes, other: bytes, share: float) -> tuple[float, float]:
+def _bounds(picture: bytes, stretch: _Stretch, share: float) -> tuple[float, float]:
     """The most that the sum of the absolute differences to the mix, and that of their squares, can be."""
-    size = (SIDE, SIDE)
-    mixed = Image.frombytes("L", size, one)
-    rounded = 0.0
-    if share and one != other:
-        mixed = Image.blend(mixed, Image.frombytes("L", size, other), share)
-        # Pillow cuts off what is behind the point: what is missing of each value is less than one, and known of all together.
-        rounded = (1 - share) * sum(one) + share * sum(other) - sum(mixed.tobytes())
-    off = ImageChops.difference(Image.frombytes("L", size, picture), mixed)
-    levels = off.tobytes()
-    total = sum(levels) + rounded
-    largest = max(levels) + (1 if rounded else 0)
+    expected, other = stretch.images
+    # Pillow cuts off what is behind the point, which is less than one.
+    cut = 1 if share else 0
+    if share:
+        expected = Image.blend(expected, other, share)
+    off = ImageChops.difference(Image.frombytes("L", (SIDE, SIDE), picture), expected)
+    total = sum(off.tobytes()) + cut * PIXELS
+    largest = cast("tuple[int, int]", off.getextrema())[1] + cut
     return total, largest * total

@@ -70,8 +70,7 @@ class OutputPlan:
         option = self.codec.quality_option
         if option is None:
             return False
-        offered = [*self.codec.qualities.values(), *self.codec.stills.values()]
-        values = [int(dict(one.options)[option]) for one in offered if one.encoder == self.encoding.encoder]
+        values = [int(dict(one.options)[option]) for one in self.codec.qualities.values() if one.encoder == self.encoding.encoder]
         worst = min(values) if self.codec.coarsest < self.codec.finest else max(values)
         value = int(dict(self.encoding.options)[option])
         return value != worst and (value < worst) == (self.codec.coarsest < self.codec.finest)
@@ -301,7 +300,7 @@ def plan_output(
 ) -> OutputPlan:
     """Decide one output for *count* images."""
     codec = CODECS[output.codec]
-    encoding, _ = encoding_for(codec, output.quality)
+    encoding, quality = encoding_for(codec, output.quality)
     if encoding.encoder not in encoders:
         there = sorted(name for name, other in CODECS.items() if any(choice.encoder in encoders for choice in other.qualities.values()))
         raise MissingToolError(
@@ -331,7 +330,6 @@ def plan_output(
     moves = timeline.interpolation == "mci" and not variable and not timeline.dense and timeline.positions > 1
     engine: Motion = "flow" if flow else "minterpolate"
     width, height = output_size(canvas, codec)
-    encoding, quality = encoding_for(codec, output.quality, still=variable)
     return OutputPlan(
         codec=codec,
         encoding=tuned(encoding, timeline, variable=variable),
@@ -363,14 +361,10 @@ def output_size(canvas: tuple[int, int], codec: Codec) -> tuple[int, int]:
     return width, height
 
 
-def encoding_for(codec: Codec, quality: str | int, *, still: bool = False) -> tuple[Encoding, str]:
-    """The encoder call for a policy's ``quality``, and its name for people; ConfigError where the codec has no such knob.
-
-    With *still* the one for one encoded picture for each image.
-    """
-    offered = {**codec.qualities, **(codec.stills if still else {})}
+def encoding_for(codec: Codec, quality: str | int) -> tuple[Encoding, str]:
+    """The encoder call for a policy's ``quality``, and its name for people; ConfigError where the codec has no such knob."""
     if not isinstance(quality, int):
-        return offered[quality], quality
+        return codec.qualities[quality], quality
     if codec.quality_option != "crf":
         raise ConfigError(
             (f"outputs.quality: {codec.name} has no crf (got crf: {quality}); default, classic, high or small would be right",),
@@ -379,7 +373,7 @@ def encoding_for(codec: Codec, quality: str | int, *, still: bool = False) -> tu
     highest = 63 if codec.name in ("av1", "vp9") else 51
     if not 0 <= quality <= highest:
         raise ConfigError((f"outputs.quality: crf of {codec.name} goes from 0 to {highest} (got {quality}); {low} to {high} is useful",))
-    return with_option(offered["default"], "crf", quality), f"crf: {quality}"
+    return with_option(codec.qualities["default"], "crf", quality), f"crf: {quality}"
 
 
 def with_option(encoding: Encoding, name: str, value: int) -> Encoding:

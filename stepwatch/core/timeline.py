@@ -84,11 +84,10 @@ class Timeline:
         moving = min(max(number - self.head, 0), self.pictures - 1)
         if number >= self.head and moving == self.pictures - 1:
             return Mix(first=self.positions - 1, second=self.positions - 1, weight=Fraction(0))
-        place = Fraction(moving * self.positions, self.pictures)
-        index = math.floor(place)
+        index, rest = divmod(moving * self.positions, self.pictures)
         if self.interpolation == "none" or index == self.positions - 1:
             return Mix(first=index, second=index, weight=Fraction(0))
-        return Mix(first=index, second=index + 1, weight=place - index)
+        return Mix(first=index, second=index + 1, weight=Fraction(rest, self.pictures))
 
     def feed(self) -> Iterator[Mix]:
         """What goes to ffmpeg, in order: every image once (sparse), or every picture of the moving part ready-made (dense)."""

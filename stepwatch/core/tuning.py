@@ -21,8 +21,6 @@ LONGEST_RHYTHM = 16
 """Pictures from one P-frame to the next; an image that is shown for longer has several. x264 and x265 take no more than 16 B-frames in a row."""
 KEYFRAME_EVERY = 250
 """Pictures between key frames, at most: as far as a player goes back to seek."""
-SHORTEST_LOOKAHEAD, LONGEST_LOOKAHEAD = 16, 32
-"""Pictures that the encoder sees in advance, so that it knows what is worth its bits: two images, within these limits."""
 
 
 def tuned(encoding: Encoding, timeline: Timeline, *, variable: bool) -> Encoding:
@@ -35,7 +33,7 @@ def tuned(encoding: Encoding, timeline: Timeline, *, variable: bool) -> Encoding
 
 
 def _with(encoding: Encoding, name: str, more: str) -> Encoding:
-    return replace(encoding, options=tuple((key, f"{value}:{more}" if key == name else value) for key, value in encoding.options))
+    return replace(encoding, options=tuple((key, f"{value}:{more}" if key == name and more else value) for key, value in encoding.options))
 
 
 def rhythm(timeline: Timeline) -> int:
@@ -48,9 +46,7 @@ def rhythm(timeline: Timeline) -> int:
 
 def _x264(pictures: int, *, variable: bool) -> str:
     if variable:
-        return f"rc-lookahead={SHORTEST_LOOKAHEAD}"
+        return ""
     if pictures == 1:
-        return f"b-pyramid=none:rc-lookahead={SHORTEST_LOOKAHEAD}:keyint={KEYFRAME_EVERY}"
-    lookahead = min(max(2 * pictures, SHORTEST_LOOKAHEAD), LONGEST_LOOKAHEAD)
-    keyint = KEYFRAME_EVERY // pictures * pictures
-    return f"bframes={pictures - 1}:b-adapt=0:b-pyramid=none:rc-lookahead={lookahead}:keyint={keyint}"
+        return f"b-pyramid=none:keyint={KEYFRAME_EVERY}"
+    return f"bframes={pictures - 1}:b-adapt=0:b-pyramid=none:keyint={KEYFRAME_EVERY // pictures * pictures}"

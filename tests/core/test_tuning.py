@@ -61,6 +61,6 @@ def test_classic_and_foreign_encoders_are_left_as_they_are() -> None:
 
 def test_one_picture_for_each_image_leaves_frame_types_to_the_container_rules() -> None:
     """No P-B pattern without pictures in between."""
-    said = dict(tuned(CODECS["h264"].stills["default"], timeline(10, 10), variable=True).options)["x264-params"]
+    said = dict(tuned(DEFAULT, timeline(10, 10), variable=True).options)["x264-params"]
     assert "bframes" not in said
     assert "keyint" not in said
