@@ -247,7 +247,9 @@ class Live:
         size = (survey.facts[0].width * plan.scale, survey.facts[0].height * plan.scale)
         with contextlib.ExitStack() as stack:
             reader = frames.Reader(run.key.folder)
-            passes = Passes(plan, reader=reader, ffmpeg=ffmpeg, digests={}, workspace=self._workspace, observer=self._observer, stop=self._stop)
+            passes = Passes(
+                plan, reader=reader, ffmpeg=ffmpeg, digests={}, workspace=self._workspace, observer=self._observer, stop=self._stop, threads=1
+            )
             for frame in self._arriving():
                 if not self._drafts:
                     self._drafts = self._draft(plan, frame)

@@ -366,6 +366,15 @@ def test_a_live_file_that_does_not_hold_is_encoded_anew_at_once(stage: Any, wher
     assert here.records.ledger.get(here.read().key).attempts.count == 0
 
 
+def test_it_leaves_the_processor_to_the_host(stage: Any) -> None:
+    """Each ffmpeg of a live encode has one thread for its codec and one for its filters."""
+    here = stage({"outputs": [{"codec": "h264", "name": "{run}"}, {"codec": "vp9", "name": "{run}"}]})
+    here.record(range(2))
+    here.wait(lambda: here.ears.encodes == 2)
+    commands = [sentence for sentence in here.ears.said if "-f rawvideo -framerate" in sentence]
+    assert all(" -threads 1 " in command and " -filter_complex_threads 1 " in command for command in commands)
+
+
 def test_no_ffmpeg_costs_the_head_start_alone(stage: Any) -> None:
     """A live encode that cannot begin is no failure of the run."""
     here = stage(program="/nowhere/ffmpeg")
