@@ -74,13 +74,13 @@ class Live:
         self._call_off = call_off
         self._news = news
         self._changed = threading.Condition()
-        self._latest: Run | None = None
+        self._latest: tuple[Run, str] | None = None
+        """How the run stands, and why no frame will come any more although its sidecar does not say so; None once that was looked at."""
         self._stop = threading.Event()
         self._over = threading.Event()
         self._released = threading.Event()
+        self._begun = False
         self._claimed = False
-        self._cut = ""
-        """Why no frame will come any more although the sidecar does not say so."""
         self._outlives = False
         """Some output is worth something even if the run ends early."""
         self.refused = ""
@@ -109,10 +109,10 @@ class Live:
         """Frames that will be fed if all goes well."""
         return len(self._run.frames)
 
-    def look(self, run: Run) -> None:
-        """Tell how the run stands now."""
+    def look(self, run: Run, *, ended: str = "") -> None:
+        """Tell how the run stands now, and with *ended* why no frame will come any more although its sidecar does not say so."""
         with self._changed:
-            self._latest = run
+            self._latest = run, ended
             self._changed.notify()
 
     def claim(self) -> None:
@@ -149,8 +149,8 @@ class Live:
         fed = self.fed  # Before the run, which is one ahead of it for a moment.
         reason = differs(self._run, plan.run, fed)
         if not reason:
-            self._cut = "" if len(plan.run.frames) == self.promised else f"it has {len(plan.run.frames)} of {self.promised} frames"
-            self.look(plan.run)
+            count = len(plan.run.frames)
+            self.look(plan.run, ended="" if count == self.promised else f"it has {count} of {self.promised} frames")
             # The tail may still be encoded. It ends by itself, or by the encoder's own limits when nothing moves any more.
             while not self._over.wait(PATIENCE):
                 if stop.is_set():
@@ -231,11 +231,14 @@ class Live:
         # Somebody else may be about to write into an output folder that was made here; empty, it is in nobody's way.
         self._workspace.keep_folders()
         with self._workspace, self._changed:
-            if not self._claimed:
+            if self._begun and not self._claimed:
                 self._call_off()
 
     def _encode(self) -> None:
-        self._begin()
+        with self._changed:
+            if not self._claimed:
+                self._begin()
+                self._begun = True
         ffmpeg = self._ffmpeg = self._find_ffmpeg()
         policy = self._resolved.policy
         run, survey = self._promised.run, self._promised.survey
@@ -278,18 +281,23 @@ class Live:
                 latest, self._latest = self._latest, None
             if self._stop.is_set() or latest is None:
                 raise Interrupted("called off")
-            early = ended_early(self._run, latest) or self._cut
-            broken = differs(self._run, latest, self.fed) or ("" if self._outlives else early)
+            run, ended = latest
+            early = ended_early(self._run, run) or ended
+            coming = arrived(self._run, run, self.fed)
+            broken = differs(self._run, run, self.fed)
+            # What lies behind a hole would be waited for in vain.
+            if early and not (self._outlives and self.fed + len(coming) == len(run.frames)):
+                broken = broken or early
             if broken:
                 raise RunError(broken)
-            for frame in arrived(self._run, latest, self.fed):
+            for frame in coming:
                 yield frame
                 known = self._run.frames
                 self._run = replace(self._run, frames=(*known[: self.fed], frame, *known[self.fed + 1 :]))
                 self.fed += 1
                 if self._latest is not None:
                     break
-            if early and self.fed == len(latest.frames):
+            if early and self.fed == len(run.frames):
                 return
 
     def _draft(self, plan: RenderPlan, first: Frame) -> list[Draft]:

@@ -400,7 +400,9 @@ def go_live(run: Run, resolved: config.Resolved, *, means: Means, nice: int, new
 
     def begin() -> None:
         require_space(resolved, means.options.min_free_space)
-        ledger.begin_attempt(run.key, run.run_id, run.name, str(resolved.watched), fingerprint(run), time.time(), _jitter())
+        # Not at these frames, but at what they may become: no visit of them is to count it among its own.
+        what = f"live {fingerprint(run)}"
+        ledger.begin_attempt(run.key, run.run_id, run.name, str(resolved.watched), what, time.time(), _jitter())
 
     def call_off() -> None:
         with contextlib.suppress(EnvironmentFault):

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from PIL import Image
 from stepwatch import encoder, store, tags, visit
 from stepwatch.config import load_service, resolve_for
 from stepwatch.core.lifecycle import Do, Now, fingerprint
+from stepwatch.core.live import Promise, promise
 from stepwatch.core.metadata import read_identity
 from stepwatch.core.model import Run
-from stepwatch.errors import MissingToolError
+from stepwatch.errors import EnvironmentFault, MissingToolError
 from stepwatch.live import Live
 from tests.conftest import Daemon, sidecar_for, write_frame
 from tests.test_service import phase_of
@@ -138,12 +140,21 @@ class Stage:
         assert self.over.wait(30), self.ears.said
         return self.live.refused
 
-    def advance(self) -> visit.Step:
+    @property
+    def attempts(self) -> int:
+        return self.records.ledger.get(self.read().key).attempts.count  # type: ignore[union-attr]
+
+    def advance(self, *, max_attempts: int = 4) -> visit.Step:
         """What the daemon does with the run as it is."""
         run = self.read()
         sighting = visit.Sighting(fingerprint=fingerprint(run), since=0.0, age=900.0)
         step = visit.advance(
-            run.key, find=lambda _: (self.read(), self.resolved()), sighting=sighting, succeeded=False, means=self.means(), live=self.live
+            run.key,
+            find=lambda _: (self.read(), self.resolved()),
+            sighting=sighting,
+            succeeded=False,
+            means=replace(self.means(), max_attempts=max_attempts),
+            live=self.live,
         )
         assert step is not None
         return step
@@ -399,6 +410,39 @@ def test_what_killed_a_daemon_is_not_encoded_live_again(stage: Any) -> None:
     assert here.leftovers == []
 
 
+def test_a_run_that_stalls_as_it_was_found_has_all_its_attempts(stage: Any) -> None:
+    """Where nothing came since its live encode began, that attempt is not held against the run: even one is enough to render it."""
+    here = stage()
+    for index in range(3):
+        here.frame(index)
+    here.begin()
+    here.wait(lambda: here.live.fed == 3)
+    assert here.attempts == 1
+    step = here.advance(max_attempts=1)
+    assert (step.action.do, step.error) == (Do.RENDER, None), step.action.reason
+    assert here.attempts == 0
+
+
+def test_an_attempt_of_somebody_else_is_not_taken_back(stage: Any) -> None:
+    """A live encode that had no room to begin leaves the attempt alone that a render by hand is at."""
+    here = stage()
+    here.frame(0)
+    run = here.read()
+    here.records.ledger.begin_attempt(run.key, run.run_id, run.name, str(here.watched), fingerprint(run), time.time(), 0.5)
+    promised = promise(run, here.resolved().policy)
+    assert isinstance(promised, Promise)
+
+    def begin() -> None:
+        raise EnvironmentFault("no room")
+
+    means = here.means()
+    call_off = lambda: here.records.ledger.refund_attempt(run.key)  # noqa: E731
+    here.live = Live(promised, here.resolved(), ffmpeg=means.ffmpeg, observer=here.ears, nice=0, begin=begin, call_off=call_off, news=here.over.set)
+    assert here.refusal() == "no room"
+    here.wait(lambda: here.live.gone)
+    assert here.attempts == 1
+
+
 def test_frames_are_not_read_again_when_they_were_read_live(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The visit knows the contents of files that are the very ones that were fed."""
     here = stage()
@@ -455,6 +499,34 @@ def test_a_cross_fade_gets_other_times_where_the_policy_says_so(stage: Any, code
     assert output.duration == Fraction(3, 2)
     assert output.frames > 8
     assert any(f"verified {output.frames} pictures, 1.500 s" in sentence for sentence in here.ears.said)
+
+
+@pytest.mark.parametrize("policy", [NONE, RETIME], ids=["none", "retime"])
+@pytest.mark.parametrize("how", ["interrupted", "stalled"])
+def test_a_run_that_ends_behind_a_hole_is_rendered_from_the_disk(stage: Any, how: str, policy: Mapping[str, Any]) -> None:
+    """What lies behind a frame that never came is not waited for: it is the visit's, like everything before it."""
+    here = stage(policy)
+    here.record(range(2))
+    here.wait(lambda: here.live.fed == 2)
+    here.frame(3)
+    here.say("running" if how == "stalled" else how)
+    step = here.advance()
+    assert step.error is None, here.ears.said
+    assert (step.result.found, here.ears.encodes) == (3, 2)
+    assert here.ears.thrown_away
+
+
+def test_a_last_word_that_is_read_before_the_last_frame_does_not_end_it(stage: Any) -> None:
+    """A folder is listed before its sidecar is read: one that has ended with more frames than were listed is not taken for one that ended early."""
+    here = stage()
+    here.record(range(PLANNED - 1))
+    here.wait(lambda: here.live.fed == PLANNED - 1)
+    listed = here.read()
+    here.frame(PLANNED - 1)
+    here.say("complete")
+    here.live.look(replace(listed, sidecar=here.read().sidecar))
+    assert here.advance().error is None
+    assert (here.ears.encodes, here.ears.thrown_away) == (1, "")
 
 
 @pytest.mark.parametrize("policy", [BLEND, {**NONE, "frames": {"every": 3}}, {**RETIME, "outputs": [{"codec": "webp", "name": "{run}"}]}])

@@ -109,6 +109,8 @@ def ended_early(promised: Run, run: Run) -> str:
     sidecar = run.sidecar
     if sidecar is None or sidecar.state is Outcome.RUNNING or len(run.frames) >= len(promised.frames):
         return ""
+    if len(run.frames) < (sidecar.frame_count or 0):
+        return ""  # The folder is listed before its sidecar is read: both may have got their last words in between.
     return f"it ended ({sidecar.state}) after {len(run.frames)} of {len(promised.frames)} frames"
 
 
