@@ -57,6 +57,7 @@ SCHEMA = _exactly(
             phase=_TEXT,
             reason=_TEXT,
             waiting={"type": "boolean"},
+            live={"anyOf": [{"type": "null"}, _exactly(encoded=_COUNT, promised=_COUNT)]},
             next_look={"type": ["number", "null"]},
             progress={
                 "type": "array",
