@@ -16,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
 from stepwatch import system
@@ -53,14 +52,24 @@ _ENVIRONMENT = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What one ffmpeg binary can do."""
+    """What one ffmpeg binary can do. It is asked one question at a time, for each costs a start of it."""
 
-    path: str
-    version: str
-    encoders: frozenset[str]
-    filters: frozenset[str]
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.encoders = frozenset(line.split()[1] for line in _ask(path, "-encoders").splitlines() if re.match(r"\s*[VAS][.FSXBD]{5} \S", line)) - {
+            "="
+        }
+
+    @functools.cached_property
+    def filters(self) -> frozenset[str]:
+        return frozenset(line.split()[1] for line in _ask(self.path, "-filters").splitlines() if "->" in line and len(line.split()) > 2) - {"="}
+
+    @functools.cached_property
+    def version(self) -> str:
+        said = _ask(self.path, "-version").split("\n", 1)[0]
+        matched = re.search(r"version (\S+)", said)
+        return matched.group(1) if matched else said[:60]
 
 
 def find_ffmpeg(setting: str = "auto") -> str:
@@ -100,16 +109,7 @@ def find_ffmpeg(setting: str = "auto") -> str:
 @functools.lru_cache(maxsize=8)
 def capabilities(ffmpeg: str) -> Capabilities:
     """Ask the binary what it can do; MissingToolError when it does not run."""
-    version = _ask(ffmpeg, "-version").split("\n", 1)[0]
-    encoders = {line.split()[1] for line in _ask(ffmpeg, "-encoders").splitlines() if re.match(r"\s*[VAS][.FSXBD]{5} \S", line)}
-    filters = {line.split()[1] for line in _ask(ffmpeg, "-filters").splitlines() if "->" in line and len(line.split()) > 2}
-    matched = re.search(r"version (\S+)", version)
-    return Capabilities(
-        path=ffmpeg,
-        version=matched.group(1) if matched else version[:60],
-        encoders=frozenset(encoders - {"="}),
-        filters=frozenset(filters - {"="}),
-    )
+    return Capabilities(ffmpeg)
 
 
 def _ask(ffmpeg: str, question: str) -> str:
@@ -177,6 +177,7 @@ class Encoder:
             threading.Thread(target=work, name=f"ffmpeg-{work.__name__.strip('_')}", daemon=True)
             for work in (self._write_images, self._read_output, self._read_lines)
         ]
+        self._progress = self._threads[1]
         try:
             for thread in self._threads:
                 thread.start()
@@ -223,8 +224,11 @@ class Encoder:
                     self._images.put(None, timeout=0.2)
                     closed = True
             else:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(0.2)
+                # Its stdout ends when it does; Python's own wait for a process looks every so often only.
+                self._progress.join(0.2)
+                if not self._progress.is_alive():
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        self._process.wait(0.2)
             self._check()
         self._join()
         code = self._process.returncode
