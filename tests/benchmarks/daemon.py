@@ -45,10 +45,12 @@ def run(*, scratch: Path, quick: bool, names: list[str]) -> Iterator[dict[str, A
 class Watching:
     """A daemon in a process of its own, from its start to the end of the ``with``."""
 
-    def __init__(self, home: Path, watched: Path, *, observed: bool = True, **daemon: object) -> None:
+    def __init__(
+        self, home: Path, watched: Path, *, observed: bool = True, ffmpeg: str = "auto", policy: Mapping[str, object] = {}, **daemon: object
+    ) -> None:
         watched.mkdir(parents=True, exist_ok=True)
         settings = {"min_free_space": 0, "workers": 1, **daemon}
-        self.program = Program.at(home, "auto", watch=[{"path": str(watched)}], daemon=settings)
+        self.program = Program.at(home, ffmpeg, watch=[{"path": str(watched)}], daemon=settings, policy=policy)
         self.looks = home / "looks"
         self.ready = 0.0
         """Seconds from its start to its word to the service manager."""
