@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-import ffmpeg
-
 from stepwatch.core.plan import OutputPlan, Pace
 from stepwatch.core.timeline import half_up
 
@@ -65,6 +63,8 @@ def render_argv(
     *metadata* is the path of an ffmetadata file, *palette* that of a gif's palette; progress comes on stdout. Where *fragments* is a descriptor, each
     packet of a video goes there too as soon as it is made, in a container of the same kind that needs no end.
     """
+    import ffmpeg  # 4 MB, which a daemon that waits need not carry
+
     stream = _ready_source(plan) if plan.motion else _source(plan)
     stream = _interpolated(stream, plan)
     stream = _timed(stream, plan)
@@ -82,6 +82,8 @@ def render_argv(
 
 def palette_argv(plan: OutputPlan, *, ffmpeg_path: str, destination: str) -> list[str]:
     """The argument list that finds the colours of a gif: pixels of some images on stdin, one small PNG as *destination*."""
+    import ffmpeg
+
     colours = 128 if plan.quality == "small" else 256
     stream = _source(plan)
     blends = not plan.variable and not plan.timeline.dense and plan.timeline.interpolation != "none"
@@ -99,6 +101,8 @@ def motion_argv(plan: OutputPlan, *, ffmpeg_path: str, part: int, parts: int) ->
 
     Every part finds the same motion in the same images, so that their pictures are, to the bit, those of a single one.
     """
+    import ffmpeg
+
     fps, timeline = plan.fps, plan.timeline
     # Images and pictures meet on one clock, on which pictures fall exactly, and picture *part* on the second tick of the part's own slower one.
     clock = fps.numerator * max(1, MCI_TICKS // fps.numerator)
@@ -144,6 +148,8 @@ def plane_sizes(plan: OutputPlan) -> list[tuple[int, int]]:
 
 def planes_argv(plan: OutputPlan, *, ffmpeg_path: str) -> list[str]:
     """The argument list that turns each image on stdin into planes on stdout, and makes nothing between them."""
+    import ffmpeg
+
     options = {"c:v": "rawvideo", "f": "rawvideo", "fps_mode": "passthrough"}
     return _compile(ffmpeg.output(_planes(plan), "pipe:1", **options), ffmpeg_path, files={}, progress=False)
 
@@ -159,6 +165,8 @@ def retimed_argv(plan: OutputPlan, pace: Pace, *, ffmpeg_path: str, source: str,
 
     Times are monotone in one another, so what is decoded first still is: decoding times go the same way as those of showing.
     """
+    import ffmpeg
+
     packets = ffmpeg.input(SOURCE, protocol_whitelist="file")
     codec = plan.codec
     last = max(plan.starts())
@@ -201,6 +209,8 @@ def _ready_source(plan: OutputPlan) -> Any:
 
 
 def _pixels(plan: OutputPlan, layout: str, rate: Fraction) -> Any:
+    import ffmpeg
+
     return ffmpeg.input(
         "pipe:0",
         protocol_whitelist="pipe",
@@ -313,6 +323,8 @@ def _output_options(plan: OutputPlan, *, apple: bool) -> dict[str, str]:
 
 def _compile(output: Any, ffmpeg_path: str, *, files: Mapping[str, str], progress: bool = True) -> list[str]:
     # Everything is said, each line with its level: `encoder` keeps the complaints, and counts the images that were read.
+    import ffmpeg
+
     head = [ffmpeg_path, "-hide_banner", "-nostdin", "-v", "level+verbose", "-xerror"]
     if progress:
         head += ["-progress", "pipe:1", "-stats_period", "0.2"]
