@@ -24,7 +24,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -46,6 +46,8 @@ BUSY = 10.0
 """Seconds to wait for another process that is writing."""
 WAL_LIMIT = 4 << 20
 """Bytes that the log beside the file keeps at most once it has been written back."""
+CACHE = 256 << 10
+"""Bytes of the file that SQLite keeps in memory; the system keeps it too, and a daemon waits for most of its life."""
 _LEAST_ROOM = 64 << 10
 """Bytes: what SQLite needs for its log and shared memory to begin with."""
 PAGE = 500
@@ -80,6 +82,8 @@ CREATE TABLE renders (
 );
 CREATE TABLE frames (render INTEGER PRIMARY KEY REFERENCES renders (id) ON DELETE CASCADE, frames TEXT NOT NULL);
 """
+_ADDED = "CREATE TABLE IF NOT EXISTS rests (folder BLOB PRIMARY KEY, mark INTEGER NOT NULL) WITHOUT ROWID"
+"""Holds nothing that a look at a folder cannot tell again, so files without it are as good, and get it when they are opened."""
 _RUN = "id, folder, grouped, run_id, name, watched, tried, count, not_before, error, word, word_for, phase, reason, updated"
 _SEEN = "SELECT run_id, name, watched, phase, reason, fingerprint, at_rest FROM runs WHERE folder = ? AND grouped = ?"
 _RENDER = "renders.id, generation, at, incomplete, guessed, cleanup, missing, outputs, cleared, clear_note, frames"
@@ -208,7 +212,12 @@ class Ledger:
 
     def output_folders(self) -> set[Path]:
         """Where animations have been published: what a crash leaves behind lies there."""
-        return {Path(path).parent for summary in self.summaries() for path in summary.outputs}
+        with self._reading() as connection:
+            rows = connection.execute("SELECT outputs FROM renders")
+            with _sense():
+                return {
+                    Path(place) for place in {os.path.dirname(output.path) for (text,) in rows for output in _outputs(text) if not output.superseded}
+                }
 
     def meta(self, key: str) -> str | None:
         """Return a small fact."""
@@ -225,9 +234,25 @@ class Ledger:
     def fingerprints(self) -> dict[RunKey, str]:
         """Return the runs that were at rest for good when last seen, each with the fingerprint it had then."""
         with self._reading() as connection:
-            rows = connection.execute("SELECT folder, grouped, fingerprint FROM runs WHERE at_rest").fetchall()
+            # Row by row: a list of ten thousand would stay in the daemon's memory for good, as holes.
+            rows = connection.execute("SELECT folder, grouped, fingerprint FROM runs WHERE at_rest")
             with _sense():
                 return {_key(folder, group): fingerprint for folder, group, fingerprint in rows}
+
+    def rests(self) -> dict[str, int]:
+        """Return the marks of the folders all of whose runs are at rest for good, as `note_rests` was given them."""
+        with self._reading() as connection:
+            held = "SELECT 1 FROM runs WHERE runs.folder = rests.folder AND NOT at_rest"
+            rows = connection.execute(f"SELECT folder, mark FROM rests WHERE NOT EXISTS ({held})")  # noqa: S608 - our own words
+            with _sense():
+                return {_path(folder): int(mark) for folder, mark in rows}
+
+    def note_rests(self, marks: Mapping[str, int]) -> None:
+        """Remember by which marks folders are known again in which everything is at rest."""
+        if marks:
+            with self._writing() as connection:
+                rows = [(_bytes(folder), mark) for folder, mark in marks.items()]
+                connection.executemany("INSERT OR REPLACE INTO rests (folder, mark) VALUES (?, ?)", rows)
 
     def summaries(self) -> tuple[Summary, ...]:
         """Return all receipts without their frames, in the order in which the runs were first seen."""
@@ -681,6 +706,7 @@ def _connect(path: Path, journal: Literal["wal", "delete"], busy: float) -> sqli
         # Without a log, a commit is the removal of a journal, and only EXTRA makes that durable.
         connection.execute(f"PRAGMA synchronous = {'FULL' if mode_now == 'wal' else 'EXTRA'}")
         connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
+        connection.execute(f"PRAGMA cache_size = -{CACHE >> 10}")
         _begin(connection)
         # SQLite opens what it may not write for reading, and would say so only when something has to be recorded.
         connection.execute("BEGIN IMMEDIATE")
@@ -736,9 +762,10 @@ def _check(connection: sqlite3.Connection, *, whole: bool) -> None:
 def _begin(connection: sqlite3.Connection) -> None:
     """Give a new file its tables: all of them or none."""
     if connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
+        connection.execute(_ADDED)
         return
     connection.execute("BEGIN IMMEDIATE")
-    for statement in _TABLES.split(";\n"):
+    for statement in (*_TABLES.split(";\n"), _ADDED):
         connection.execute(statement)
     connection.execute("INSERT INTO meta (key, value) VALUES ('.rebuilt', '1')")
     connection.execute(f"PRAGMA application_id = {APPLICATION}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import heapq
 import itertools
 import logging
@@ -45,8 +46,8 @@ from stepwatch.watcher import Watcher
 
 LOOKING = 0.25
 """Seconds of a turn for looking at folders."""
-DEBOUNCE = 0.02
-"""Seconds between a hint and the look that it leads to."""
+LONGEST_REST = 0.02
+"""Seconds that the loop rests after a turn at most, and no longer than the turn has taken: hints that come meanwhile lead to one look together."""
 LONGEST_TURN = 5.0
 """Seconds that the loop sleeps at most; a gap longer than twice that was spent asleep, and counts for a moment."""
 MOMENT = 1.0
@@ -164,7 +165,7 @@ class _Folder:
 class Service:
     """The daemon. `run` is its life."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0915  # what it remembers between two turns, each with its meaning
         self,
         *,
         load: Callable[[], ServiceConfig],
@@ -192,6 +193,10 @@ class Service:
         self._runs: dict[RunKey, _Known] = {}
         self._by_place: dict[Path, set[RunKey]] = {}
         self._at_rest: dict[RunKey, str] = {}
+        self._rests: dict[str, int] = {}
+        """By what an earlier daemon knew folders in which everything was at rest; each until it has been seen once."""
+        self._resting: dict[str, int] = {}
+        """The same of this one, to be written down."""
         self._timers: list[tuple[float, int, RunKey]] = []
         self._order = itertools.count()
         self._futures: dict[Future[visit.Step | None], _Known] = {}
@@ -202,6 +207,10 @@ class Service:
         """The last valid policy of each folder that a run was found in: what counts while a file is wrong."""
         self._resolved: dict[Path, config.Resolved] = {}
         """The policies of folders, for one turn of the loop."""
+        self._marks: dict[str, str | None] = {}
+        """What of them decides which runs there are in the folders right below, for one turn."""
+        self._left: dict[str, frozenset[str]] = {}
+        """What is left out right below a folder, for one turn."""
         self._begun: dict[Writer, tuple[float, str | None]] = {}
         """When each writer began its latest run, and of which group that is."""
         self._policy_marks: dict[Path, tuple[int, ...]] = {}
@@ -277,6 +286,9 @@ class Service:
         for note in records.ledger.notes:
             self._observer.note(note, level="warning")
         self._at_rest = records.ledger.fingerprints()
+        names = {key.folder: key.folder for key in self._at_rest}
+        # One text for each folder: ten thousand are a megabyte.
+        self._rests = {names.get(folder, folder): mark for folder, mark in records.ledger.rests().items()}
         self._sweep(records.ledger.output_folders())
         return records
 
@@ -344,6 +356,7 @@ class Service:
         first = True
         with selector:
             while True:
+                begun = time.monotonic()
                 now = self.clock.now()
                 self._collect(now)
                 self._look_at_pending()
@@ -360,13 +373,14 @@ class Service:
                 self._tell_manager(now)
                 if self._is_over(self.clock.now()):
                     return
+                ended = time.monotonic()
                 events = selector.select(0.0 if self._hinted or self._has_work() else self._until_next(self.clock.now()))
                 if any(key.fileobj == self._wake_reader for key, _ in events):
                     with contextlib.suppress(OSError):
                         while os.read(self._wake_reader, 4096):
                             pass
-                    # What belongs together arrives together: a frame's temporary name, its own, and the sidecar's next word.
-                    time.sleep(DEBOUNCE)
+                    # The first hint is followed at once: somebody may wait for this frame. A flood of them takes half of a processor at most.
+                    time.sleep(max(0.0, ended + min(LONGEST_REST, ended - begun) - time.monotonic()))
                 for question in sockets.questions(events):
                     question.answer(self._answer(question))
                 if self._reload or now.awake >= self._next_config:
@@ -422,7 +436,7 @@ class Service:
 
     def _collect(self, now: Now) -> None:
         hinted, self._hinted = self._hinted, False
-        self._resolved = {}
+        self._resolved, self._marks, self._left = {}, {}, {}
         for folder in self._folders:
             if now.awake < folder.not_before:
                 continue
@@ -441,6 +455,42 @@ class Service:
         while self._later and self._later[0][0] <= now.awake:
             _, _, failed, where = heapq.heappop(self._later)
             self._pending[failed, where] = None
+
+    def _is_resting(self, folder: _Folder, path: str, digest: int) -> bool:
+        """Whether nothing is to be done in a folder, and nothing about any file is other than when an earlier daemon looked and found that."""
+        earlier = self._rests.pop(path, None)
+        return earlier is not None and earlier == self._mark_of_rest(folder, path, digest)
+
+    def _mark_of_rest(self, folder: _Folder, path: str, digest: int | None) -> int | None:
+        policy = self._mark_of_policy(folder, os.path.dirname(path))
+        if policy is None or digest is None:
+            return None
+        # A number, for there may be ten thousand of them.
+        told = hashlib.blake2b(f"{digest} {policy}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return int.from_bytes(told, "big", signed=True)
+
+    def _mark_of_policy(self, folder: _Folder, above: str) -> str | None:
+        """What decides, beside its files, which runs a folder right in *above* holds that has no policy of its own; None: more than that."""
+        if above not in self._marks:
+            self._marks[above] = None
+            with contextlib.suppress(ConfigError):
+                resolved = self._resolver(folder)(Path(above), None)
+                self._sweep(set(resolved.output_dirs) - folder.output_dirs)
+                folder.output_dirs.update(resolved.output_dirs)
+                if not resolved.policy.frames.append:
+                    self._marks[above] = f"{__version__} {resolved.policy.frames.pattern or ''}"
+        return self._marks[above]
+
+    def _note_rest(self, folder: _Folder, place: Path, runs: Iterable[Run]) -> None:
+        """After a look: when every run of a folder is at rest, the next daemon may know that by the facts of its files alone."""
+        if place == folder.path or place in self._policy_marks or place in self._by_place or folder.watcher is None:
+            return
+        path = os.fspath(place)
+        keys = [run.key for run in runs]
+        if keys and all(key.folder == path and key in self._at_rest for key in keys):
+            mark = self._mark_of_rest(folder, path, folder.watcher.digest(path))
+            if mark is not None:
+                self._resting[path] = mark
 
     def _look_at_pending(self) -> None:
         """Look where something has changed, for a while: a tree of ten thousand folders must not keep signals and questions waiting."""
@@ -506,6 +556,7 @@ class Service:
             self._decide(folder, place, run, resolved, now)
         for key in self._by_place.get(place, set()) - seen:
             self._drop(key)
+        self._note_rest(folder, place, (run for run, _ in found))
 
     @staticmethod
     def _sweep(places: Iterable[Path]) -> None:
@@ -813,25 +864,28 @@ class Service:
             folder.path,
             poll=poll if isinstance(poll, str) else float(poll),
             rescan=float(self._service.daemon.rescan),
-            exclude=lambda place: self._left_out(folder, place),
+            exclude=lambda path: self._left_out(folder, path),
+            recognise=lambda path, digest: self._is_resting(folder, path, digest),
             hint=self.wake,
         )
         folder.watcher.start()
         self._observer.note(f"watching {printable(str(folder.path))}")
         self._hinted = True
 
-    def _left_out(self, folder: _Folder, place: Path) -> bool:
-        """Whether what lies in *place* is none of this watched folder's runs: outputs go there, or it is watched by itself."""
-        if any(place == other.path for other in self._folders):
+    def _left_out(self, folder: _Folder, path: str) -> bool:
+        """Whether what lies there is none of this watched folder's runs: outputs go there, or it is watched by itself."""
+        above = os.path.dirname(path)
+        if above not in self._left:
+            places = {other.path for other in self._folders}
+            with contextlib.suppress(ConfigError):
+                places.update(self._resolver(folder)(Path(above), None).output_dirs)
+            self._left[above] = frozenset(map(os.fspath, places))
+        if path in self._left[above]:
             return True
-        other = system.held_by_other(place)
+        other = system.held_by_other(path)
         if other is not None:
-            self._tell_once(f"{printable(str(place))} is left to {other}", level="warning")
-            return True
-        try:
-            return place in self._resolver(folder)(place.parent, None).output_dirs
-        except ConfigError:
-            return False
+            self._tell_once(f"{printable(path)} is left to {other}", level="warning")
+        return other is not None
 
     def _close_folders(self) -> None:
         for folder in self._folders:
@@ -1143,14 +1197,16 @@ class Service:
 
     def _save(self, *, at_last: bool = False) -> None:
         """Write down where the runs stand, for people who ask when no daemon runs, and for the next start."""
-        if not self._saved or self._records is None or (self.clock.now().awake < self._global_pause and not at_last):
+        if not (self._saved or self._resting) or self._records is None or (self.clock.now().awake < self._global_pause and not at_last):
             return
         try:
             self._records.ledger.see_many(self._saved.values(), wall=time.time())
+            self._records.ledger.note_rests(self._resting)
         except EnvironmentFault as error:
             self._ledger_fault(error, self.clock.now())
         else:
             self._saved.clear()
+            self._resting.clear()
 
     def _complain(self, error: ConfigError, what_now: str = "") -> None:
         told = "\n".join(error.complaints)

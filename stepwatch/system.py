@@ -420,7 +420,7 @@ class FolderLock:
         if stat.S_ISDIR(locked.st_mode):
             facts = locked  # Whatever the path leads to by now.
         for above in Path(os.path.realpath(folder)).parents:
-            other = held_by_other(above)
+            other = held_by_other(str(above))
             if other is not None:
                 os.close(descriptor)
                 raise BusyError(
@@ -511,16 +511,17 @@ def _open_lock(folder: Path) -> int | None:
     return descriptor if locked else None
 
 
-def held_by_other(folder: Path) -> str | None:
+def held_by_other(folder: str) -> str | None:
     """Who else on this machine watches exactly this folder, in words for people; None when nobody does, or this process itself."""
-    if _held.get(os.path.realpath(folder)) or not os.path.lexists(folder / OWN_FOLDER / _HOLDER):
+    # Nearly always there is none, and that must cost next to nothing: it is asked of every folder in every scan.
+    if not os.path.lexists(f"{folder}/{OWN_FOLDER}/{_HOLDER}") or _held.get(os.path.realpath(folder)):
         return None
     try:
-        descriptor = _open_lock(folder)
+        descriptor = _open_lock(Path(folder))
     except OSError:
         return None
     if descriptor is None:
-        return _holder(folder)
+        return _holder(Path(folder))
     os.close(descriptor)
     return None
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import random
 import re
 import stat
+import struct
 import sys
 import threading
 import time
@@ -124,17 +126,18 @@ class _Scan:
 class _Tree:
     """What was last seen of each folder, and the scan that compares.
 
-    A folder counts as changed when its digest does. It is Python's own hash, of 64 bits, over names, sizes, times and inodes: a tenth of the
-    memory of anything longer, never written down, and should two contents ever share one, the next file that is written tells them apart.
+    A folder counts as changed when its digest does: 64 bits over the names, sizes, times and inodes of its files, the same in every process. Should
+    two contents ever share one, the next file that is written tells them apart.
     """
 
-    def __init__(self, exclude: Callable[[Path], bool]) -> None:
+    def __init__(self, exclude: Callable[[str], bool], recognise: Callable[[str, int], bool]) -> None:
         self.known: dict[str, _Seen] = {}
         self.problems: dict[str, str] = {}
         """Folders that cannot be listed, and why."""
         self.again: dict[str, bool] = {}
         """What a scan could not find out; True: with all below."""
         self._exclude = exclude
+        self._recognise = recognise
 
     def scan(self, marks: Iterable[tuple[str, int, bool]]) -> _Scan:
         """Look at folders, each given with its inode, with all that lies below where that is asked for or where it is new.
@@ -166,7 +169,7 @@ class _Tree:
                     self.again[path] = deep
                 continue
             self.problems.pop(path, None)
-            if before is None or before.digest != digest:
+            if not self._recognise(path, digest) if before is None else before.digest != digest:
                 result.changed.add(path)
             for name, number in below.items():
                 child = os.path.join(path, name)
@@ -183,7 +186,7 @@ class _Tree:
 
     def _list(self, path: str, before: _Seen | None, *, deep: bool) -> tuple[int, dict[str, int]]:
         accepted = frozenset(before.below) if before is not None and not deep else frozenset()
-        files: list[tuple[object, ...]] = []
+        files: list[bytes] = []
         below: dict[str, int] = {}
         with os.scandir(path) as listing:
             for entry in listing:
@@ -193,13 +196,13 @@ class _Tree:
                 told = name in TOLD_FILES or is_frame_name(name)
                 if _is_folder(entry):
                     if told:
-                        files.append((name, entry.inode()))
-                    if name in accepted or not self._exclude(Path(path, name)):
+                        files.append(_fields(name, entry.inode() & 0x7FFF_FFFF_FFFF_FFFF))
+                    if name in accepted or not self._exclude(os.path.join(path, name)):
                         below[name] = entry.inode()
                 elif told:
                     files.append(_facts(entry))
-        files.sort(key=_name)
-        return hash(tuple(files)), below
+        files.sort()
+        return int.from_bytes(hashlib.blake2b(b"".join(files), digest_size=8).digest(), "big"), below
 
     def _bury(self, vanished: dict[str, set[str]], result: _Scan) -> None:
         """Forget the folders that went away; after a doubtful scan keep them, to be looked for again."""
@@ -247,12 +250,18 @@ class _Tree:
             if below in self.known:
                 place = below
                 continue
-            return None if part.startswith(".") or self._exclude(Path(below)) else place
+            return None if part.startswith(".") or self._exclude(below) else place
         return place
 
 
-def _name(facts: tuple[object, ...]) -> str:
-    return str(facts[0])
+def _fields(name: str, *numbers: int) -> bytes:
+    """A name and what is known of it, so that no two of them written one behind the other can pass for others."""
+    return name.encode("utf-8", "surrogateescape") + struct.pack(f"<xB{len(numbers)}q", len(numbers), *numbers)
+
+
+def _inode(facts: os.stat_result) -> int:
+    # Some file systems use all 64 bits.
+    return facts.st_ino & 0x7FFF_FFFF_FFFF_FFFF
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -262,20 +271,20 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _facts(entry: os.DirEntry[str]) -> tuple[object, ...]:
+def _facts(entry: os.DirEntry[str]) -> bytes:
     """Everything about a file that a rewrite of it changes; the change time cannot be set back."""
     try:
         facts = entry.stat(follow_symlinks=False)
         if stat.S_ISLNK(facts.st_mode):
             with contextlib.suppress(OSError):
                 target = os.stat(entry.path)
-                return (entry.name, facts.st_ino, target.st_ino, target.st_size, target.st_mtime_ns, target.st_ctime_ns)
+                return _fields(entry.name, _inode(facts), _inode(target), target.st_size, target.st_mtime_ns, target.st_ctime_ns)
     except OSError as error:
         # Gone again, or in a folder that may be listed and no more. Anything else is said of the folder.
         if error.errno not in (*_GONE, *_DENIED):
             raise
-        return (entry.name,)
-    return (entry.name, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        return _fields(entry.name)
+    return _fields(entry.name, _inode(facts), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
 
 
 # ---------------------------------------------------------------- the place
@@ -525,7 +534,7 @@ class _Events:
             numbers = [number] if isinstance(number, int) else _inotify_descriptors()
             for descriptor in numbers:
                 with open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
-                    found.update(int(inode, 16) for inode in re.findall(rb"^inotify wd:\S+ ino:([0-9a-f]+)", file.read(), re.MULTILINE))
+                    found.update(int(told[1], 16) for line in file if (told := re.match(rb"inotify wd:\S+ ino:([0-9a-f]+)", line)))
         except OSError:
             return None
         return found if numbers else None
@@ -579,6 +588,8 @@ def _inotify_descriptors() -> list[int]:
 class Watcher:
     """Watches one folder tree for its caller, who calls `collect` after a hint and whenever `due` says so.
 
+    ``exclude`` names folders that are none of its business. ``recognise`` hears of each folder that is seen for the first time, with the digest of
+    what is known of its frames, sidecar and policy without their contents: True keeps it from being told of. That digest is equal in every process.
     ``hint`` is called from other threads, and should do no more than wake the caller. Everything else belongs to one thread, but for `clock` and
     `health`. ``stopwatch`` only measures what scans cost.
     """
@@ -589,7 +600,8 @@ class Watcher:
         *,
         poll: Literal["auto", "off"] | float,
         rescan: float,
-        exclude: Callable[[Path], bool],
+        exclude: Callable[[str], bool],
+        recognise: Callable[[str, int], bool] = lambda _path, _digest: False,
         hint: Callable[[], None],
         jitter: Callable[[], float] = random.random,
         native: bool = True,
@@ -601,7 +613,7 @@ class Watcher:
         self._jitter = jitter
         self._native = native
         self._stopwatch = stopwatch
-        self._tree = _Tree(exclude)
+        self._tree = _Tree(exclude, recognise)
         self._events = _Events(hint)
         self._writing = threading.Lock()
 
@@ -709,6 +721,11 @@ class Watcher:
             return None
         facts = self._write("cookie", place)
         return facts.st_mtime_ns / 1e9 if facts else None
+
+    def digest(self, folder: str) -> int | None:
+        """The digest of a folder at the last scan, as ``recognise`` hears it; None when it is not known."""
+        seen = self._tree.known.get(folder)
+        return seen.digest if seen is not None else None
 
     def is_there(self) -> bool:
         """Whether the path leads, right now, to the folder that the last look recognised."""

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -1273,3 +1274,30 @@ def test_a_writer_that_dies_while_it_is_watched_is_noticed(daemon: Daemon, make_
         writer.kill()
         writer.communicate()
     daemon.wait_until(lambda: daemon.animations() == ["one-incomplete.mp4"])
+
+
+def test_a_restart_does_not_read_again_what_rests_and_has_not_changed(daemon: Daemon, make_run: MakeRun, tmp_path: Path) -> None:
+    """A folder is known again by the facts of its files; whatever differs, or was asked for meanwhile, is looked at as ever."""
+    daemon.configure({"detect": HASTY}, rescan="1h")
+    for name in ("still", "rewritten", "asked", "policied"):
+        make_run(daemon.watched / name, steps=2)
+    assert daemon.once() == 0
+    looks = tmp_path / "looks"
+    daemon.program = ("-m", "tests.benchmarks.observed", str(looks))
+
+    def looked_at() -> set[str]:
+        looks.write_text("")
+        daemon.start()
+        daemon.wait_at_rest()
+        daemon.end()
+        return {line.rpartition("/")[2] for line in looks.read_text().splitlines()} - {"watched"}
+
+    assert looked_at() == set()
+    write_frame(daemon.watched / "rewritten" / "00001.png", step=9)
+    (daemon.watched / "policied" / "stepwatch.yaml").write_text("version: 1\ntimeline: {fps: 12}\n")
+    with contextlib.closing(sqlite3.connect(daemon.state / "receipts.db")) as receipts, receipts:
+        receipts.execute("UPDATE runs SET at_rest = 0 WHERE name = 'asked'")
+    assert looked_at() == {"rewritten", "asked", "policied"}
+    assert daemon.animations().count("rewritten-1.mp4") == 1
+    daemon.configure({"detect": HASTY, "frames": {"pattern": "numbered"}}, rescan="1h")
+    assert looked_at() == {"still", "rewritten", "asked", "policied"}
