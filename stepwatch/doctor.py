@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from stepwatch import __version__, config, encoder, hook, ledger, status, system
+from stepwatch import __version__, config, encoder, flow, hook, ledger, status, system
 from stepwatch.core.codecs import CODECS
 from stepwatch.core.plan import plural
 from stepwatch.core.policy import DaemonConfig, ServiceConfig, WatchEntry
@@ -26,7 +26,7 @@ MOST_FOLDERS = 200_000
 """Folders that are counted below the watched ones; whoever has more has too many to watch."""
 LIMITS = Path("/proc/sys/fs/inotify")
 
-FILTERS = ("format", "fps", "framerate", "minterpolate", "palettegen", "paletteuse", "scale", "setparams", "setpts", "settb", "tpad")
+FILTERS = ("format", "fps", "framerate", "minterpolate", "palettegen", "paletteuse", "scale", "setparams", "setpts", "settb", "tpad", "trim")
 """What ``graph`` builds with."""
 
 
@@ -49,6 +49,7 @@ def examine(*, config_file: Path | None, unit: Path | None = None) -> list[Findi
     findings = [
         Finding(subject="stepwatch", state="ok", sentence=f"{__version__} on Python {platform.python_version()} ({sys.executable})"),
         _pillow(),
+        _flow(),
     ]
     service = ServiceConfig()
     try:
@@ -82,6 +83,17 @@ def _pillow() -> Finding:
             subject="images", state="warning", sentence=sentence, hint="install Pillow's own wheel: `pip install --force-reinstall pillow`"
         )
     return Finding(subject="images", state="ok", sentence=f"Pillow {PIL.__version__} reads PNG, JPEG, WebP, BMP and PPM")
+
+
+def _flow() -> Finding:
+    try:
+        version = flow.version()
+    except MissingToolError as error:
+        return _problem("mci", error)
+    if version is None:
+        sentence = "motion is found by ffmpeg's minterpolate; with the extra stepwatch[flow] it is found better, and many times faster"
+        return Finding(subject="mci", state="ok", sentence=sentence)
+    return Finding(subject="mci", state="ok", sentence=f"motion is found by optical flow (OpenCV {version})")
 
 
 def _configuration(config_file: Path | None) -> Finding:

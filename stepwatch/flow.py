@@ -32,6 +32,11 @@ def available() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("cv2", "numpy"))
 
 
+def version() -> str | None:
+    """OpenCV's, once it has been loaded to prove that it can be; None without the extra. Raises MissingToolError."""
+    return str(_libraries()[0].__version__) if available() else None
+
+
 @functools.lru_cache(maxsize=1)
 def _libraries() -> tuple[Any, Any]:
     """OpenCV and NumPy; MissingToolError when they cannot be loaded."""

@@ -505,7 +505,15 @@ class Rendering:
 
     def _planned(self, draft: Draft, *, path: str | None) -> OutputResult:
         plan = draft.plan
-        return OutputResult(path=path, codec=plan.codec.name, width=plan.width, height=plan.height, frames=plan.pictures, duration=plan.duration)
+        return OutputResult(
+            path=path,
+            codec=plan.codec.name,
+            width=plan.width,
+            height=plan.height,
+            frames=plan.pictures,
+            duration=plan.duration,
+            motion=plan.motion,
+        )
 
     def _output_result(self, draft: Draft) -> OutputResult:
         if draft.error is not None or draft.published is None:

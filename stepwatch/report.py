@@ -84,6 +84,7 @@ def planned_facts(output: OutputResult) -> dict[str, object]:
         "height": output.height,
         "frames": output.frames,
         "duration": round(float(output.duration), 6),
+        "motion": output.motion,
     }
 
 

@@ -75,7 +75,7 @@ def test_versions_agree() -> None:
 def test_every_dependency_is_pinned() -> None:
     """constraints.txt has an exact version for everything that pyproject.toml names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["test"]
+    wanted = [*project["dependencies"], *(line for extra in ("flow", "test") for line in project["optional-dependencies"][extra])]
     names = {re.split(r"[<>=! ]", line)[0].lower().replace("_", "-") for line in wanted}
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     assert names <= {line.partition("==")[0] for line in pins}

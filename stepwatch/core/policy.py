@@ -154,7 +154,7 @@ class TimelinePolicy:
     fps: Annotated[Fraction, Rate(), _sane_rate, Looks(FASTEST)] = Fraction(30)
     """Pictures a second in the animation."""
     interpolation: Annotated[Literal["none", "blend", "mci"], Looks()] = "blend"
-    """Between two frames: nothing, a cross-fade, or motion-compensated interpolation (slow)."""
+    """Between two frames: nothing, a cross-fade, or motion-compensated interpolation (slow without the extra ``flow``)."""
     hold_first: Annotated[Duration, _any_time, Looks(LONGEST)] = Fraction(0)
     """Show the animation's first picture this much longer, on top of ``duration``. Whatever the direction: in reverse it is the run's last frame."""
     hold_last: Annotated[Duration, _any_time, Looks(LONGEST)] = Fraction(1)

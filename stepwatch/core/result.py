@@ -19,6 +19,8 @@ class OutputResult:
     """Encoded pictures in the file."""
     duration: Fraction
     """Seconds, holds included."""
+    motion: str | None = None
+    """What makes the pictures between the images of mci: ``flow`` or ``minterpolate``."""
     bytes: int = 0
     sha256: str | None = None
     error: str | None = None

@@ -214,3 +214,18 @@ def test_skips_count_places_in_the_run_whether_or_not_they_can_be_read() -> None
     policy = Policy(frames=FramesPolicy(skip_first=3, damaged="fail"))
     assert steps(planned(facts(6, bad=(1,)), policy)) == [4, 5, 6]
     assert steps(planned(facts(7, bad=(7,)), Policy(frames=FramesPolicy(every=3)))) == [1, 4, 6], "the last readable one stays"
+
+
+def test_what_makes_the_motion_is_part_of_the_plan() -> None:
+    """With optical flow there, mci is another animation; nothing else is, and where there is nothing between the images neither engine is asked."""
+
+    def digest(interpolation: str, *, flow: bool, count: int = 10) -> tuple[str | None, str]:
+        found = facts(count)
+        policy = Policy(timeline=TimelinePolicy(interpolation=interpolation))  # type: ignore[arg-type]
+        plan = plan_render(run_of(found), Survey(facts=found), policy, encoders=ALL, flow=flow)
+        return plan.outputs[0].motion, plan_digest(plan, plan.outputs[0])
+
+    assert digest("blend", flow=True) == digest("blend", flow=False)
+    assert [digest("mci", flow=flow)[0] for flow in (False, True)] == ["minterpolate", "flow"]
+    assert digest("mci", flow=True)[1] != digest("mci", flow=False)[1]
+    assert [digest("mci", flow=True, count=count)[0] for count in (1, 301)] == [None, None]

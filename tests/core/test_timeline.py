@@ -141,3 +141,17 @@ def test_one_image_fills_the_whole_duration() -> None:
     timeline = make_timeline(1, duration=Fraction(10), fps=Fraction(30), hold_last=Fraction(1))
     assert timeline.total == 330
     assert {timeline.picture(number).first for number in range(330)} == {0}
+
+
+@given(timelines(), st.integers(1, 40))
+def test_a_sample_is_spread_over_the_whole_feed(timeline: Timeline, most: int) -> None:
+    """So many as asked, or all; in their order, with the first and the last, and no two gaps differ by more than one."""
+    feed, sample = list(timeline.feed()), list(timeline.sample(most))
+    places = [feed.index(mix) for mix in sample]
+    assert len(sample) == min(most, len(feed))
+    assert places[0] == 0
+    if len(places) > 1:
+        gaps = [after - before for before, after in pairwise(places)]
+        assert places[-1] == len(feed) - 1
+        assert max(gaps) - min(gaps) <= 1
+        assert min(gaps) > 0
