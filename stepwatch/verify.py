@@ -118,7 +118,7 @@ def prove(path: Path, plan: OutputPlan, evidence: Evidence, *, ffmpeg: str, stop
 def _comparable(listing: Iterable[str], plan: OutputPlan, *, timed: bool) -> tuple[dict[str, str], list[tuple[str, ...]]]:
     """What two listings of the same packets have in common, whatever container they come from: facts about the stream, and the packets.
 
-    Unless *timed*, their times may differ.
+    Unless *timed*, their times may differ, but not the order in which they show.
     """
     facts, packets = {}, []
     for line in listing:
@@ -131,7 +131,10 @@ def _comparable(listing: Iterable[str], plan: OutputPlan, *, timed: bool) -> tup
         else:
             # How long each lasts is held against the plan, and not against the fragments: not every muxer has told those of a longer last one.
             stream, decoded, shown, _, *content = (part.strip() for part in line.split(","))
-            packets.append((stream, decoded, shown, *content) if timed else (stream, *content))
+            packets.append((stream, decoded, shown, *content))
+    if not timed:
+        order = {shown: str(place) for place, shown in enumerate(sorted((shown for _, _, shown, *_ in packets), key=int))}
+        packets = [(stream, order[shown], *content) for stream, _, shown, *content in packets]
     return facts, packets
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -96,6 +97,19 @@ def test_other_packets_of_the_same_pictures_are_refused(tmp_path: Path, ffmpeg: 
     encode(other, tmp_path / "other.mp4", ffmpeg, threading.Event())
     with pytest.raises(VerifyError, match="not those that were seen"):
         prove(tmp_path / "other.mp4", one, seen, ffmpeg=ffmpeg, stop=threading.Event())
+
+
+def test_other_times_may_not_change_the_order_of_the_pictures(tmp_path: Path, ffmpeg: str) -> None:
+    """Of an encode that got other times, each packet still shows behind the one that it showed behind; which is to show when is not forgotten."""
+    plan = planned("h264", "none", ffmpeg)
+    evidence = replace(encode(plan, tmp_path / "it.mp4", ffmpeg, threading.Event()), retimed=True)
+    assert prove(tmp_path / "it.mp4", plan, evidence, ffmpeg=ffmpeg, stop=threading.Event()).pictures == plan.pictures
+    seen = [line.split(",") for line in evidence.listing]
+    one, other = [fields for fields in seen if not fields[0].startswith("#")][3:5]
+    one[2], other[2] = other[2], one[2]
+    swapped = replace(evidence, listing=tuple(map(",".join, seen)))
+    with pytest.raises(VerifyError, match="from packet 3 on"):
+        prove(tmp_path / "it.mp4", plan, swapped, ffmpeg=ffmpeg, stop=threading.Event())
 
 
 def test_a_picture_of_another_moment_ends_the_encode(tmp_path: Path, ffmpeg: str) -> None:
