@@ -162,13 +162,13 @@ class Live:
             # Its files go before others are made beside them.
             self.close()
             self.join()
-        served = [] if reason else [draft for draft in drafts if self._serve(draft, plan, workspace)]
+        served = [] if reason else [draft for draft in drafts if self._serve(draft, plan, workspace, stop)]
         if len(served) < len(drafts):
             reason = reason or "the policy, or what is known of the run, has changed"
             self._observer.say(self._run.name, f"what was encoded while it went on is thrown away: {reason}", level="debug")
         return {(draft.plan.width, draft.plan.height): self._thumbnails[draft.plan.width, draft.plan.height] for draft in served}
 
-    def _serve(self, draft: Draft, plan: RenderPlan, workspace: Workspace) -> bool:
+    def _serve(self, draft: Draft, plan: RenderPlan, workspace: Workspace, stop: threading.Event) -> bool:
         asked = (draft.plan, draft.digest, draft.tags)
         for own in self._drafts:
             if own.error is None and own.temporary is not None and own.folder == draft.folder:
@@ -176,13 +176,13 @@ class Live:
                     draft.temporary, draft.evidence = own.temporary, own.evidence
                     self._workspace.keep(own.temporary)
                     workspace.adopt(own.temporary)
-                elif not self._retime(own, draft, plan, workspace):
+                elif not self._retime(own, draft, plan, workspace, stop):
                     continue
                 draft.place, draft.asked, own.temporary = own.place, asked, None
                 return True
         return False
 
-    def _retime(self, own: Draft, draft: Draft, plan: RenderPlan, workspace: Workspace) -> bool:
+    def _retime(self, own: Draft, draft: Draft, plan: RenderPlan, workspace: Workspace, stop: threading.Event) -> bool:
         """Make *draft* of an encode that was to have more images, by giving its pictures other times; False where that cannot be."""
         assert self._plan is not None
         assert own.temporary is not None
@@ -204,7 +204,11 @@ class Live:
             now, pace, ffmpeg_path=self._ffmpeg, source=str(own.temporary), destination=str(target), metadata=str(tagged), apple=apple
         )
         self._observer.say(self._run.name, f"{draft.label}: other times: {shlex.join(argv)}", level="debug")
-        if run(argv, self._stop).returncode:
+        try:
+            ran = run(argv, stop)
+        except RunError:
+            return False
+        if ran.returncode or not target.exists():
             return False
         draft.plan, draft.digest, draft.tags, draft.temporary = now, digest, said, target
         draft.evidence = replace(evidence, retimed=True)

@@ -21,7 +21,7 @@ from stepwatch.core.lifecycle import Do, Now, fingerprint
 from stepwatch.core.live import Promise, promise
 from stepwatch.core.metadata import read_identity
 from stepwatch.core.model import Run
-from stepwatch.errors import EnvironmentFault, MissingToolError
+from stepwatch.errors import EnvironmentFault, Interrupted, MissingToolError
 from stepwatch.live import Live
 from tests.conftest import Daemon, sidecar_for, write_frame
 from tests.test_service import phase_of
@@ -540,6 +540,40 @@ def test_what_other_times_cannot_make_right_is_encoded_anew(stage: Any, policy: 
     assert step.error is None, here.ears.said
     assert here.ears.encodes == 2
     assert here.ears.thrown_away
+
+
+def only_other_times(here: Stage, shell: str) -> None:
+    """Have the ffmpeg that would give other times do something else."""
+    program = here.watched.parent / "ffmpeg"
+    program.write_text(f'#!/bin/sh\ncase "$*" in *setts=pts*) {shell};; esac\nexec "{here.ffmpeg}" "$@"\n')
+    program.chmod(0o755)
+    here.ffmpeg = str(program)
+
+
+@pytest.mark.parametrize("shell", ["exit 0", "exit 1", 'for last; do :; done; : > "${last#file:}"; exit 0'], ids=["nothing", "fails", "empty"])
+def test_other_times_that_cannot_be_given_cost_the_head_start_alone(stage: Any, shell: str) -> None:
+    """Whatever becomes of the ffmpeg that gives other times: the run is no worse off than without a live encode."""
+    here = stage(NONE)
+    only_other_times(here, shell)
+    here.record(range(4))
+    here.wait(lambda: here.live.fed == 4)
+    here.say("interrupted")
+    step = here.advance()
+    assert step.error is None, here.ears.said
+    assert (step.result.outputs[0].frames, here.ears.encodes, here.attempts) == (4, 2, 0)
+
+
+def test_a_visit_that_waits_for_other_times_can_be_stopped(stage: Any) -> None:
+    """A daemon that ends does not wait for an ffmpeg that hangs."""
+    here = stage(NONE)
+    only_other_times(here, "exec sleep 60")
+    here.record(range(4))
+    here.wait(lambda: here.live.fed == 4)
+    here.say("interrupted")
+    threading.Timer(1, here.stop.set).start()
+    with pytest.raises(Interrupted):
+        here.advance()
+    assert here.attempts == 0
 
 
 # --- in the daemon ------------------------------------------------------------------------------------------------------------------------
