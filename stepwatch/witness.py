@@ -65,10 +65,15 @@ class Witness:
         self._given_up = False
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="ffmpeg-witness", daemon=True)
-        incoming, self.descriptor = os.pipe()
+        incoming, self.descriptor = _pipe()
         """The encoder's end of the pipe."""
-        self._lines, lines = os.pipe()
         self._open = True
+        try:
+            self._lines, lines = _pipe()
+        except EnvironmentFault:
+            os.close(incoming)
+            self.release()
+            raise
         try:
             self._process = system.start(
                 _argv(plan, ffmpeg, lines, threads), stdin=incoming, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(lines,)
@@ -191,6 +196,13 @@ class Witness:
         self._listing += data
         if len(self._listing) > self._most:
             raise refuse("it holds more packets than were planned")
+
+
+def _pipe() -> tuple[int, int]:
+    try:
+        return os.pipe()
+    except OSError as error:
+        raise EnvironmentFault(f"the encode cannot be watched: {error.strerror}", hint="raise the limit on open files") from error
 
 
 def _argv(plan: OutputPlan, ffmpeg: str, lines: int, threads: int | None) -> list[str]:

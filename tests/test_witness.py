@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from dataclasses import replace
@@ -17,7 +18,7 @@ from stepwatch.core.codecs import CODECS
 from stepwatch.core.plan import OutputPlan, plan_output
 from stepwatch.core.policy import OutputPolicy, Policy, TimelinePolicy
 from stepwatch.encoder import Encoder, capabilities
-from stepwatch.errors import Interrupted, StepwatchError, VerifyError
+from stepwatch.errors import EnvironmentFault, Interrupted, StepwatchError, VerifyError
 from stepwatch.verify import Evidence, prove
 from stepwatch.witness import Witness, can_witness
 
@@ -135,6 +136,24 @@ def test_pictures_are_seen_while_the_run_goes_on(tmp_path: Path, ffmpeg: str) ->
             assert witness.seen >= COUNT - 3
             encoder.finish()
         assert witness.finish().pictures == COUNT
+
+
+def test_a_machine_without_free_descriptors_is_at_fault_and_none_is_lost(ffmpeg: str) -> None:
+    """However many are still free: the fault is the machine's, and those that were opened until then are closed again."""
+    plan = planned("h264", "none", ffmpeg)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = sorted(map(int, os.listdir("/proc/self/fd")))
+    for free in range(30):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before[-1] + free, limits[1]))
+        try:
+            with Witness(plan, [b""] * COUNT, ffmpeg=ffmpeg, stop=threading.Event()):
+                break
+        except EnvironmentFault:
+            pass
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert sorted(map(int, os.listdir("/proc/self/fd"))) == before
+    assert 0 < free < 29
 
 
 def test_a_stop_ends_the_decoder(ffmpeg: str) -> None:
