@@ -258,17 +258,20 @@ class Live:
                 plan, reader=reader, ffmpeg=ffmpeg, digests={}, workspace=self._workspace, observer=self._observer, stop=self._stop, threads=1
             )
             for frame in self._arriving():
+                image = None
+                if frame.name in places:
+                    decoded = frames.decode(run.key.folder, frame, scale=plan.scale)
+                    image, self._digests[frame] = decoded.image, decoded.digest
+                    if image.size != size:
+                        raise RunError("frame {} is {}x{}, and {}x{} was promised".format(printable(frame.name), *image.size, *size))
+                else:
+                    self._digests[frame] = frames.digest(run.key.folder, frame)
+                # Not before its first frame is proved: no ffmpeg is started for a size that a sidecar has only made up.
                 if not self._drafts:
                     self._drafts = self._draft(plan, frame)
                     passes.begin(self._drafts, stack)
-                if frame.name in places:
-                    decoded = frames.decode(run.key.folder, frame, scale=plan.scale)
-                    if decoded.image.size != size:
-                        raise RunError("frame {} is {}x{}, and {}x{} was promised".format(printable(frame.name), *decoded.image.size, *size))
-                    self._digests[frame] = decoded.digest
-                    passes.give(places[frame.name], decoded.image)
-                else:
-                    self._digests[frame] = frames.digest(run.key.folder, frame)
+                if image is not None:
+                    passes.give(places[frame.name], image)
                 if all(draft.error is not None for draft in self._drafts):
                     raise next(draft.error for draft in self._drafts if draft.error is not None)
             given = sum(frame.name in places for frame in self._run.frames[: self.fed])

@@ -377,6 +377,16 @@ def test_a_live_file_that_does_not_hold_is_encoded_anew_at_once(stage: Any, wher
     assert here.records.ledger.get(here.read().key).attempts.count == 0
 
 
+def test_nothing_is_started_for_a_size_that_is_made_up(stage: Any) -> None:
+    """The first frame is held against the promise before any ffmpeg is told of its size."""
+    here = stage()
+    here.say(frames={"name": "{index:05d}.png", "planned": PLANNED, "width": 10**6, "height": 10**6})
+    here.record(range(1))
+    assert "48x32, and 1000000x1000000 was promised" in here.refusal()
+    here.wait(lambda: here.live.gone)
+    assert (here.ears.encodes, here.attempts, here.out.exists()) == (0, 0, False)
+
+
 def test_it_leaves_the_processor_to_the_host(stage: Any) -> None:
     """Each ffmpeg of a live encode has one thread for its codec and one for its filters."""
     here = stage({"outputs": [{"codec": "h264", "name": "{run}"}, {"codec": "vp9", "name": "{run}"}]})
