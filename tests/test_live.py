@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from stepwatch.core.model import Run
 from stepwatch.errors import EnvironmentFault, Interrupted, MissingToolError
 from stepwatch.live import Live
 from tests.conftest import Daemon, sidecar_for, write_frame
+from tests.test_liars import FAKE
 from tests.test_service import phase_of
 
 SIZE = (48, 32)
@@ -375,6 +377,24 @@ def test_a_live_file_that_does_not_hold_is_encoded_anew_at_once(stage: Any, wher
     assert any("encoded anew" in sentence for sentence in here.ears.said)
     assert (here.ears.encodes, len(list(here.out.glob("*.mp4")))) == (2, 1)
     assert here.records.ledger.get(here.read().key).attempts.count == 0
+
+
+@pytest.mark.parametrize("lie", ["swaps two images", "shows the truth to the pipe only", "killed"])
+def test_a_lie_that_is_told_while_a_run_goes_on_is_found_out(stage: Any, tmp_path: Path, ffmpeg: str, lie: str) -> None:
+    """What a lying ffmpeg made live is not published: the run is encoded anew, and costs no attempt, and a second lie is a failed render."""
+    program, log = tmp_path / "liar", tmp_path / "pids"
+    program.write_text(FAKE.format(python=sys.executable, real=ffmpeg, mode=lie, log=str(log)))
+    program.chmod(0o755)
+    here = stage({"timeline": {"hold_last": "0s"}}, program=str(program), planned=8)
+    here.record(range(8))
+    here.wait(lambda: here.live.over)
+    here.say("complete")
+    step = here.advance()
+    assert (here.ears.encodes, len(log.read_text().split())) == (2, 2)
+    assert step.result.phase == "render-failed"
+    assert [path.name for path in here.out.iterdir() if not path.name.startswith(".stepwatch-")] == []
+    here.close()
+    assert here.leftovers == []
 
 
 def test_nothing_is_started_for_a_size_that_is_made_up(stage: Any) -> None:
