@@ -18,7 +18,7 @@ from stepwatch.core.codecs import CODECS
 from stepwatch.core.plan import OutputPlan, plan_output
 from stepwatch.core.policy import OutputPolicy, Policy, TimelinePolicy
 from stepwatch.encoder import Encoder, capabilities
-from stepwatch.errors import EnvironmentFault, Interrupted, StepwatchError, VerifyError
+from stepwatch.errors import EncodeError, EnvironmentFault, Interrupted, StepwatchError, VerifyError
 from stepwatch.verify import Evidence, prove
 from stepwatch.witness import Witness, can_witness
 
@@ -51,7 +51,11 @@ def encode(plan: OutputPlan, path: Path, ffmpeg: str, stop: threading.Event, *, 
             for number in range(COUNT):
                 thumbnails[number] = frames.thumbnail(image(number))
                 encoder.write(image((instead or {}).get(number, number)).tobytes())
-            encoder.finish()
+            try:
+                encoder.finish()
+            except EncodeError:
+                witness.finish()  # It had nobody left to write to, and this says why.
+                raise
         return witness.finish()
 
 
@@ -143,17 +147,20 @@ def test_a_machine_without_free_descriptors_is_at_fault_and_none_is_lost(ffmpeg:
     plan = planned("h264", "none", ffmpeg)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     before = sorted(map(int, os.listdir("/proc/self/fd")))
-    for free in range(30):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (before[-1] + free, limits[1]))
+    refused = 0
+    for most in range(3, before[-1] + 30):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
         try:
             with Witness(plan, [b""] * COUNT, ffmpeg=ffmpeg, stop=threading.Event()):
                 break
         except EnvironmentFault:
-            pass
+            refused += 1
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert sorted(map(int, os.listdir("/proc/self/fd"))) == before
-    assert 0 < free < 29
+    else:
+        pytest.fail("no limit was high enough")
+    assert refused > 3
 
 
 def test_a_stop_ends_the_decoder(ffmpeg: str) -> None:
