@@ -93,11 +93,11 @@ def difference(one: Image.Image, other: Image.Image) -> float:
 
 
 def pan(count: int) -> list[Image.Image]:
-    """A photograph that passes by, six pixels from one image to the next."""
+    """A photograph that passes by, four pixels from one image to the next."""
     (sample,) = (entry for entry in files("stepwatch").joinpath("data", "sample").iterdir() if entry.is_dir())
     with sample.joinpath("00029.jpg").open("rb") as file, Image.open(file) as image:
         whole = image.convert("RGB").resize((240, 360), Image.Resampling.LANCZOS)
-    return [whole.crop((20 + 6 * number, 120, 180 + 6 * number, 240)) for number in range(count)]
+    return [whole.crop((20 + 4 * number, 120, 180 + 4 * number, 240)) for number in range(count)]
 
 
 @pytest.mark.parametrize("kind", ["minterpolate", pytest.param("flow", marks=installed)])
