@@ -21,6 +21,10 @@ LONGEST_RHYTHM = 16
 """Pictures from one P-frame to the next; an image that is shown for longer has several. x264 and x265 take no more than 16 B-frames in a row."""
 KEYFRAME_EVERY = 250
 """Pictures between key frames, at most: as far as a player goes back to seek."""
+SVT_FOR_FADES = "12"
+"""Preset of SVT-AV1, of which 13 is the fastest, where one picture leads to the next."""
+SHORTEST_LOOKAHEAD = 16
+"""Pictures that x265 sees in advance, at least, to know what is worth its bits."""
 
 
 def tuned(encoding: Encoding, timeline: Timeline, *, variable: bool) -> Encoding:
@@ -29,6 +33,11 @@ def tuned(encoding: Encoding, timeline: Timeline, *, variable: bool) -> Encoding
         return encoding
     if encoding.encoder == "libx264":
         return _with(encoding, "x264-params", _x264(rhythm(timeline), variable=variable))
+    if encoding.encoder == "libx265":
+        return _with(encoding, "x265-params", _x265(rhythm(timeline), variable=variable))
+    if encoding.encoder == "libsvtav1" and timeline.interpolation == "blend" and not variable and not timeline.dense:
+        # Where pictures stand still and then jump, anything faster than 10 may show the old image once more.
+        return replace(encoding, options=tuple((key, SVT_FOR_FADES if key == "preset" else value) for key, value in encoding.options))
     return encoding
 
 
@@ -50,3 +59,13 @@ def _x264(pictures: int, *, variable: bool) -> str:
     if pictures == 1:
         return f"b-pyramid=none:keyint={KEYFRAME_EVERY}"
     return f"bframes={pictures - 1}:b-adapt=0:b-pyramid=none:keyint={KEYFRAME_EVERY // pictures * pictures}"
+
+
+def _x265(pictures: int, *, variable: bool) -> str:
+    if variable:
+        return ""
+    if pictures == 1:
+        return f"b-pyramid=0:keyint={KEYFRAME_EVERY}"
+    # It has to see further than its longest row of B-frames, and is given two images.
+    lookahead = max(2 * pictures, SHORTEST_LOOKAHEAD)
+    return f"bframes={pictures - 1}:b-adapt=0:b-pyramid=0:rc-lookahead={lookahead}:keyint={KEYFRAME_EVERY // pictures * pictures}"

@@ -64,3 +64,19 @@ def test_one_picture_for_each_image_leaves_frame_types_to_the_container_rules() 
     said = dict(tuned(DEFAULT, timeline(10, 10), variable=True).options)["x264-params"]
     assert "bframes" not in said
     assert "keyint" not in said
+
+
+def test_x265_sees_further_than_its_longest_row_of_b_frames() -> None:
+    """Otherwise it does not start: 20 images in 10 s are 14 B-frames in a row."""
+    said = dict(tuned(CODECS["h265"].qualities["default"], timeline(20, 10), variable=False).options)["x265-params"]
+    found = dict(part.split("=") for part in said.split(":"))
+    assert int(found["bframes"]) == 14 < int(found["rc-lookahead"])
+
+
+def test_av1_hurries_only_where_pictures_fade() -> None:
+    """A jump after standing still is what its fastest presets get wrong."""
+    default = CODECS["av1"].qualities["default"]
+    still = make_timeline(100, duration=Fraction(30), fps=Fraction(30), interpolation="none")
+    assert dict(tuned(default, timeline(100, 30), variable=False).options)["preset"] == "12"
+    assert dict(tuned(default, still, variable=False).options)["preset"] == "10"
+    assert dict(tuned(CODECS["av1"].qualities["high"], timeline(100, 30), variable=False).options)["preset"] == "10"
