@@ -386,7 +386,10 @@ class _Drawing:
         enlarged = 1 if vae is None else _enlargement(vae)
         if family is not None:
             _, factors, bias = LATENT_RGB[family]
-            self._factors, self._bias = shown.new_tensor(factors).float(), shown.new_tensor(bias).float()
+            # Colours by channels, so that the product runs along rows of memory: several times faster than the other way round.
+            exact = shown.float()
+            self._factors = exact.new_tensor([list(colour) for colour in zip(*factors)])
+            self._bias = exact.new_tensor([[one] for one in bias])
         elif channels == 3 and vae is None:
             # A pipeline without latents: these are pixels.
             self._factors, self._bias, self.name = None, None, "none"
@@ -412,9 +415,9 @@ class _Drawing:
                     raise
                 log.warning("stepwatch: frames are drawn without the VAE from here on: %s: %s", type(error).__name__, error)
                 self.name = "latent2rgb"
-        values = shown.float().movedim(1, -1)
+        values = shown.float().flatten(2)
         if self._factors is not None:
-            values = values @ self._factors + self._bias
+            values = self._factors @ values + self._bias
         size = (int(shown.shape[3]), int(shown.shape[2]))
         if size == self.size:
             return [(data, size) for data in _rgb_bytes(values)]
@@ -431,7 +434,7 @@ class _Drawing:
             image = vae.decode(raw.to(weight.device, weight.dtype), return_dict=False)[0]
         if not bool(image.isfinite().all()):
             raise ValueError("the VAE gives no picture in this precision")
-        (data,) = _rgb_bytes(image.float().movedim(1, -1))
+        (data,) = _rgb_bytes(image.float())
         return data, (int(image.shape[3]), int(image.shape[2]))
 
     def _unpacked(self, latents: Any) -> Any:
@@ -450,10 +453,10 @@ class _Drawing:
 
 
 def _rgb_bytes(values: Any) -> list[bytes]:
-    """Return the pixels of each picture of (picture, row, column, colour), from values of -1 to 1; what is not a number is grey."""
+    """Return the pixels of each picture of (picture, colour, ...), from values of -1 to 1; what is not a number is grey."""
     levels = (values / 2 + 0.5).nan_to_num(nan=0.5, posinf=1.0, neginf=0.0).clamp(0, 1) * 255
     # The whole batch at once, for a GPU is waited for here.
-    return [plane.tobytes() for plane in levels.round().byte().cpu().contiguous().numpy()]
+    return [plane.tobytes() for plane in levels.round().byte().cpu().movedim(1, -1).contiguous().numpy()]
 
 
 def _family(pipe: Any, channels: int) -> str | None:

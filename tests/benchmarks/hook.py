@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,8 @@ PAUSE = 0.03
 """Seconds between two steps, in which a fast model would be at work."""
 SMALL = 128
 """Side of the picture that stands for a large one on a CPU."""
+Taken = tuple[float, float]
+"""Seconds, and seconds of the sampler's own thread at work: those say more on a machine with other work."""
 OURS, SAVE, FULL = "stepwatch: x0 by the matrix, into the queue", "PNG saved before the next step, decoding left out", "whole VAE, then PNG saved"
 SAMPLE = Path(__file__).parents[2] / "stepwatch" / "data" / "sample"
 
@@ -41,10 +44,12 @@ def run(*, rounds: int = 3, quick: bool = False, sides: Sequence[int] = SIDES, s
     for side in (64,) if quick else sides:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             taken = _measured(side, 1 if quick else rounds, 3 if quick else STEPS, Path(folder), missing)
-        rows = [{"name": name, "ms": statistics.median(times) * 1e3, "worst": max(times) * 1e3} for name, times in taken.items() if times]
-        if OURS in taken:
-            for row in rows:
-                row["times"] = statistics.median(taken[str(row["name"])]) / statistics.median(taken[OURS])
+        rows: list[dict[str, Any]] = []
+        for name, times in taken.items():
+            walls, cpus = zip(*times, strict=True)
+            rows.append({"name": name, "ms": statistics.median(walls) * 1e3, "worst": max(walls) * 1e3, "cpu": statistics.median(cpus) * 1e3})
+        for row in rows if OURS in taken else ():
+            row["times"], row["times_cpu"] = row["ms"] / rows[0]["ms"], row["cpu"] / rows[0]["cpu"]
         yield {
             "case": "hook",
             "what": f"one step of {side}x{side} on the sampler's thread{'' if 'torch' in missing else f', on the {_device()}'}",
@@ -60,9 +65,9 @@ def _missing() -> dict[str, str]:
     return {name: f"{what}: {name} is not installed" for name, what in needed.items() if importlib.util.find_spec(name) is None}
 
 
-def _measured(side: int, rounds: int, steps: int, folder: Path, missing: Mapping[str, str]) -> dict[str, list[float]]:
+def _measured(side: int, rounds: int, steps: int, folder: Path, missing: Mapping[str, str]) -> dict[str, list[Taken]]:
     save = _saving(side, folder / "theirs")
-    ways: dict[str, Callable[[], list[float]]] = {}
+    ways: dict[str, Callable[[], list[Taken]]] = {}
     if "torch" not in missing:
         ways[OURS] = _recording(side, steps, folder / "ours")
     ways[SAVE] = lambda: [_timed(save) for _ in range(3)]
@@ -70,21 +75,25 @@ def _measured(side: int, rounds: int, steps: int, folder: Path, missing: Mapping
         decoded = side if _device() == "cuda" else min(side, SMALL)
         times = (side // decoded) ** 2
         decode = _decoding(decoded)
-        ways[FULL if times == 1 else f"{FULL} (the VAE at {decoded}x{decoded}, x{times})"] = lambda: [_timed(decode) * times + _timed(save)]
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+        ways[FULL if times == 1 else f"{FULL} (the VAE at {decoded}x{decoded}, x{times})"] = lambda: [_both(_timed(decode, times), _timed(save))]
+    taken: dict[str, list[Taken]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             taken[name] += way()
     return taken
 
 
-def _timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def _timed(work: Callable[[], object], times: int = 1) -> Taken:
+    wall, cpu = time.perf_counter(), time.thread_time()
     work()
-    return time.perf_counter() - began
+    return (time.perf_counter() - wall) * times, (time.thread_time() - cpu) * times
 
 
-def _recording(side: int, steps: int, folder: Path) -> Callable[[], list[float]]:
+def _both(first: Taken, second: Taken) -> Taken:
+    return first[0] + second[0], first[1] + second[1]
+
+
+def _recording(side: int, steps: int, folder: Path) -> Callable[[], list[Taken]]:
     """Our hook: what it adds to a step, from the scheduler's return to the callback's."""
     import torch
 
@@ -103,20 +112,22 @@ def _recording(side: int, steps: int, folder: Path) -> Callable[[], list[float]]
         def __init__(self) -> None:
             self.scheduler = Scheduler()
 
-        def __call__(self, callback_on_step_end: Callable[..., Any]) -> list[float]:
+        def __call__(self, callback_on_step_end: Callable[..., Any]) -> list[Taken]:
             taken = []
             for index in range(steps):
                 time.sleep(PAUSE)
                 latents = torch.randn(1, 4, side // 8, side // 8, device=_device())
                 _settle()
-                began = time.perf_counter()
-                self.scheduler.step(None, index, latents)
-                callback_on_step_end(self, index, index, {"latents": latents})
-                taken.append(time.perf_counter() - began)
+                taken.append(_timed(partial(self.after, index, latents, callback_on_step_end)))
             # The first one makes the run: its thread, its facts, the matrix on the device.
             return taken[1:]
 
-    def once() -> list[float]:
+        def after(self, index: int, latents: Any, callback_on_step_end: Callable[..., Any]) -> None:
+            """What a pipeline does once its model has answered."""
+            self.scheduler.step(None, index, latents)
+            callback_on_step_end(self, index, index, {"latents": latents})
+
+    def once() -> list[Taken]:
         pipe = StableDiffusionPipeline()
         with record(pipe, folder, prompt="a benchmark", seed=1) as rec:
             return pipe(rec.kwargs["callback_on_step_end"])
@@ -176,15 +187,23 @@ def _settle() -> None:
 
 def table(result: Mapping[str, Any]) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
     """Headings and rows; the ratio is what the other way takes, divided by what ours does."""
-    return ("", "ms", "worst ms", "ratio"), (
-        (row["name"], f"{row['ms']:.2f}", f"{row['worst']:.2f}", f"{row['times']:.1f}x" if "times" in row else "") for row in result["rows"]
+    return ("", "ms", "worst ms", "ratio", "CPU ms", "ratio"), (
+        (
+            row["name"],
+            f"{row['ms']:.2f}",
+            f"{row['worst']:.2f}",
+            f"{row['times']:.1f}x" if "times" in row else "",
+            f"{row['cpu']:.2f}",
+            f"{row['times_cpu']:.1f}x" if "times_cpu" in row else "",
+        )
+        for row in result["rows"]
     )
 
 
 def text(result: Mapping[str, Any]) -> str:
     """A result for people."""
     headings, rows = table(result)
-    lines = [f"{cells[0]:<60}" + "".join(f"{cell:>14}" for cell in cells[1:]) for cells in (headings, *rows)]
+    lines = [f"{cells[0]:<60}" + "".join(f"{cell:>12}" for cell in cells[1:]) for cells in (headings, *rows)]
     missing = [f"not measured, {why}" for why in result["missing"].values()]
     return "\n".join([f"{result['case']}: {result['what']}", *lines, *missing, ""])
 

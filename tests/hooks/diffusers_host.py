@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,27 +18,35 @@ class Latents(Tensor):
     def dim(self) -> int:
         return self.ndim
 
+    def map(self, change: Callable[[float], float]) -> Latents:
+        return Latents(self.shape, super().map(change).data)
+
+    def flatten(self, start: int) -> Latents:
+        return Latents((*self.shape[:start], math.prod(self.shape[start:])), self.data)
+
     def movedim(self, source: int, target: int) -> Latents:
         assert (source, target) == (1, -1)
         moved = self.permute(0, *range(2, self.ndim), 1)
         return Latents(moved.shape, moved.data)
 
-    def new_tensor(self, values: Any) -> Tensor:
-        rows = values if isinstance(values[0], list) else [values]
-        flat = [float(value) for row in rows for value in row]
-        return Tensor((len(rows), len(rows[0])) if isinstance(values[0], list) else (len(flat),), flat)
+    def new_tensor(self, rows: Any) -> Latents:
+        return Latents((len(rows), len(rows[0])), [float(value) for row in rows for value in row])
 
-    def __matmul__(self, matrix: Tensor) -> Latents:
-        channels, colours = matrix.shape
-        assert self.shape[-1] == channels
-        pixels = [self.data[start : start + channels] for start in range(0, len(self.data), channels)]
-        drawn = [sum(pixel[c] * matrix.data[c * colours + colour] for c in range(channels)) for pixel, colour in product(pixels, range(colours))]
-        return Latents((*self.shape[:-1], colours), drawn)
+    def __matmul__(self, other: Tensor) -> Latents:
+        """Colours by channels, with channels by pixels of each picture."""
+        colours, channels = self.shape
+        pictures, same, pixels = other.shape
+        assert same == channels
+        drawn = [
+            sum(self.data[colour * channels + c] * other.data[(picture * channels + c) * pixels + pixel] for c in range(channels))
+            for picture, colour, pixel in product(range(pictures), range(colours), range(pixels))
+        ]
+        return Latents((pictures, colours, pixels), drawn)
 
     def __add__(self, other: Any) -> Latents:
-        if isinstance(other, Tensor) and other.shape == self.shape[-1:]:
-            width = self.shape[-1]
-            return Latents(self.shape, [value + other.data[place % width] for place, value in enumerate(self.data)])
+        if isinstance(other, Tensor) and other.shape == (self.shape[1], 1):
+            colours, pixels = self.shape[1:]
+            return Latents(self.shape, [value + other.data[place // pixels % colours] for place, value in enumerate(self.data)])
         return Latents(self.shape, super().__add__(other).data)
 
 
