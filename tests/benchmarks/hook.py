@@ -52,7 +52,7 @@ def run(*, rounds: int = 3, quick: bool = False, sides: Sequence[int] = SIDES, s
             row["times"], row["times_cpu"] = row["ms"] / rows[0]["ms"], row["cpu"] / rows[0]["cpu"]
         yield {
             "case": "hook",
-            "what": f"one step of {side}x{side} on the sampler's thread{'' if 'torch' in missing else f', on the {_device()}'}",
+            "what": f"one step of {side}x{side} on the sampler's thread{'' if 'torch' in missing else f', on the {_device()}, one thread'}",
             "rounds": rounds,
             "rows": rows,
             "missing": missing,
@@ -69,6 +69,10 @@ def _measured(side: int, rounds: int, steps: int, folder: Path, missing: Mapping
     save = _saving(side, folder / "theirs")
     ways: dict[str, Callable[[], list[Taken]]] = {}
     if "torch" not in missing:
+        import torch
+
+        # On a CPU that others use, threads wait for each other longer than any of this takes.
+        torch.set_num_threads(1)
         ways[OURS] = _recording(side, steps, folder / "ours")
     ways[SAVE] = lambda: [_timed(save) for _ in range(3)]
     if not missing:
