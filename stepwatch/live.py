@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from stepwatch import __version__, config, frames, graph, store, system
+from stepwatch import __version__, config, frames, graph, store, system, verify
 from stepwatch.core import metadata
 from stepwatch.core.live import Promise, arrived, differs, ended_early, outlives
 from stepwatch.core.model import Frame, Run, RunKey
@@ -31,7 +31,6 @@ from stepwatch.core.plan import RenderPlan, plan_digest, plan_render, retimed
 from stepwatch.encoder import capabilities
 from stepwatch.errors import Interrupted, RunError, StepwatchError
 from stepwatch.passes import Draft, Observer, Passes, Workspace
-from stepwatch.verify import run
 
 PATIENCE = 0.5
 """Seconds between two looks at whether a live encode that is waited for should be waited for any longer."""
@@ -103,6 +102,11 @@ class Live:
     def over(self) -> bool:
         """Whether everything is encoded, or it was given up."""
         return self._over.is_set()
+
+    @property
+    def claimed(self) -> bool:
+        """Whether a visit has taken over what it wanted, so that there is nothing left to be done."""
+        return self._claimed
 
     @property
     def promised(self) -> int:
@@ -205,7 +209,7 @@ class Live:
         )
         self._observer.say(self._run.name, f"{draft.label}: other times: {shlex.join(argv)}", level="debug")
         try:
-            ran = run(argv, stop)
+            ran = verify.run(argv, stop)
         except RunError:
             return False
         if ran.returncode or not target.exists():

@@ -40,7 +40,7 @@ from stepwatch.core.policy import DaemonConfig, ServiceConfig, WatchEntry
 from stepwatch.errors import BusyError, ConfigError, EnvironmentFault, FramesChangedError, Interrupted, StepwatchError
 from stepwatch.frames import UnreadableFrameError
 from stepwatch.ledger import ReceiptsFault, ReceiptsLost, Seen
-from stepwatch.live import Lives
+from stepwatch.live import Live, Lives
 from stepwatch.status import Question, StatusSocket
 from stepwatch.watcher import Watcher
 
@@ -964,7 +964,7 @@ class Service:
                 continue
             skipped = 0
             known.queued, known.visiting, known.sign_of_life = False, True, now.awake
-            future = self._send(functools.partial(self._visit, known))
+            future = self._send(functools.partial(self._visit, known, self._lives.get(known.key)))
             if future is None:
                 known.queued, known.visiting = True, False
                 folder.queue.appendleft(known)
@@ -997,7 +997,7 @@ class Service:
                 return known
         return None
 
-    def _visit(self, known: _Known) -> visit.Step | None:
+    def _visit(self, known: _Known, live: Live | None) -> visit.Step | None:
         """In a worker's thread."""
         return visit.advance(
             known.key,
@@ -1006,7 +1006,7 @@ class Service:
             succeeded=known.succeeded,
             patient=known.frame_faults < FRAME_FAULTS,
             means=self._means(known),
-            live=self._lives.get(known.key),
+            live=live,
         )
 
     def _means(self, known: _Known) -> visit.Means:
@@ -1046,7 +1046,7 @@ class Service:
             known = self._futures.pop(future)
             known.visiting = False
             known.progress.clear()
-            if known.action.do is Do.RENDER:
+            if (live := self._lives.get(known.key)) is not None and live.claimed:
                 self._end_live(known.key)
             now = self.clock.now()
             try:
