@@ -124,7 +124,7 @@ def write_readme(readme: Path, reports: Sequence[Mapping[str, Any]]) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise SystemExit(f"{readme.name} has no {BEGIN} and {END}")
-    page = "\n".join((_where(reports[-1]["machine"]), "", *_short(results)))
+    page = "\n".join((_where(reports[-1]["machine"]), *_short(results)))
     readme.write_text(f"{before}{BEGIN}\n{page}\n{END}{after}", encoding="utf-8")
 
 
@@ -154,6 +154,7 @@ def _short(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
                 for row in others
             )
     if lines:
+        yield ""
         yield from _table(("animation", "beside", "time, ours / theirs", "faster", "less CPU", "our bytes", "memory", "SSIM, ours / theirs"), lines)
     others = [result for result in results.values() if not ("input" in result and "ssim_low" in result["rows"][0])]
     for result in others:
