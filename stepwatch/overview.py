@@ -27,7 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "completion": "Print the lines that teach SHELL to complete stepwatch's commands and options.",
     "config": "Write, check and show the YAML files that hold the policy.",
     "demo": "Show a daemon at work: a simulated hook plays a real run into ./stepwatch-demo/, and its animation is there when it ends.",
-    "doctor": "Check ffmpeg and its encoders, the configuration, the watched folders and the disk, the receipts and the daemon.",
+    "doctor": "Check ffmpeg and its encoders, the configuration, the watched folders and the disk, the hooks, the receipts and the daemon.",
     "hook": "Install the hooks, which have a host write its steps for stepwatch.",
     "inspect": "Show the runs in DIR: frames, holes, damage, policy, what would be rendered, and what the daemon would do next.",
     "prune": "Empty the trash by policy.",

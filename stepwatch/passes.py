@@ -411,7 +411,8 @@ class Passes:
         witness = None
         if work.witnessed:
             thumbnails = self._images.thumbnails_of(plan)
-            witness = stack.enter_context(Witness(plan, thumbnails, ffmpeg=self._ffmpeg, stop=self._stop))
+            texts = work.draft.metadata.stat().st_size if work.draft.metadata else 0
+            witness = stack.enter_context(Witness(plan, thumbnails, ffmpeg=self._ffmpeg, stop=self._stop, texts=texts))
         descriptor = witness.descriptor if witness is not None else None
         argv = work.argv(descriptor)
         self.commands.append(tuple(argv))

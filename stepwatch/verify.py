@@ -186,6 +186,8 @@ def _check_listing(
 
 def run(argv: Sequence[str], stop: threading.Event) -> subprocess.CompletedProcess[bytes]:
     """Run ffmpeg, and end it when *stop* is set or it takes too long."""
+    if stop.is_set():
+        raise Interrupted("stopped by the user")
     with system.start(argv) as process:
         for _ in range(LISTING):
             try:

@@ -21,6 +21,7 @@ flipped bit to a lost last packet, is refused as it would be by a decode of the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import subprocess
@@ -37,6 +38,8 @@ from stepwatch.verify import HASH, REDUCED, REDUCED_BYTES, SILENCE, Evidence
 
 LOOK = 0.5
 """Seconds between two looks at whether to go on, while nothing comes."""
+MOST_TEXTS = 8 << 10
+"""Bytes of metadata that surely fit into ffmpeg's buffer together with the rest of a header, see `_mend`."""
 MOST_SAID = 1 << 16
 """Bytes of complaints that are kept."""
 LONGEST_LISTING = 200
@@ -51,10 +54,13 @@ def can_witness(plan: OutputPlan) -> bool:
 class Witness:
     """One decoder, and one thread that reads and judges. Use as a context manager: leaving it ends the decoder whatever state it is in.
 
-    *thumbnails* fills up while it runs, see `Judge`; *threads* is how many the decoder may use, None: as it likes.
+    *thumbnails* fills up while it runs, see `Judge`; *threads* is how many the decoder may use, None: as it likes; *texts* are the bytes of metadata
+    that the encoder writes.
     """
 
-    def __init__(self, plan: OutputPlan, thumbnails: Sequence[bytes], *, ffmpeg: str, stop: threading.Event, threads: int | None = 1) -> None:
+    def __init__(
+        self, plan: OutputPlan, thumbnails: Sequence[bytes], *, ffmpeg: str, stop: threading.Event, threads: int | None = 1, texts: int = 0
+    ) -> None:
         self._judge = Judge(plan, thumbnails)
         self._stop = stop
         self._most = LONGEST_LISTING * (plan.pictures + LONGEST_LISTING)
@@ -74,6 +80,14 @@ class Witness:
             os.close(incoming)
             self.release()
             raise
+        if texts > MOST_TEXTS and plan.codec.muxer != "webm":
+            try:
+                incoming = _mended(incoming)
+            except EnvironmentFault:
+                self.release()
+                os.close(self._lines)
+                os.close(lines)
+                raise
         try:
             self._process = system.start(
                 _argv(plan, ffmpeg, lines, threads), stdin=incoming, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(lines,)
@@ -203,6 +217,48 @@ def _pipe() -> tuple[int, int]:
         return os.pipe()
     except OSError as error:
         raise EnvironmentFault(f"the encode cannot be watched: {error.strerror}", hint="raise the limit on open files") from error
+
+
+def _mended(incoming: int) -> int:
+    """Have the header of the fragments that come from a pipe mended on its way; returns the pipe that they come out of, the other one is closed."""
+    try:
+        outgoing, target = _pipe()
+    except EnvironmentFault:
+        os.close(incoming)
+        raise
+    thread = threading.Thread(target=_mend, args=(incoming, target), name="ffmpeg-header", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        for descriptor in (incoming, outgoing, target):
+            os.close(descriptor)
+        raise EnvironmentFault("the encode cannot be watched: no more threads can be started", hint="raise the limit on processes") from error
+    return outgoing
+
+
+def _mend(incoming: int, target: int) -> None:
+    """Copy fragments; their header loses its texts, and gets the length that ffmpeg could not write.
+
+    ffmpeg goes back to write the length of the box ``moov`` when that is complete. Beyond its buffer of 32 KiB a pipe does not let it, and the
+    length stands behind the box instead, where it is part of nothing. The boxes in it (ISO/IEC 14496-12, section 4.2) do have theirs.
+    """
+    with open(incoming, "rb") as source, open(target, "wb") as sink, contextlib.suppress(BrokenPipeError):
+        while len(head := source.read(8)) == 8 and head[4:] != b"moov":
+            sink.write(head + source.read(max(0, int.from_bytes(head[:4], "big") - 8)))
+        kept, length = [], 8
+        if any(head[:4]):
+            sink.write(head)
+        else:
+            while (size := int.from_bytes(told := source.read(4), "big")) != length and size >= 8:
+                body = source.read(size - 4)
+                kept += [] if body.startswith(b"udta") else [told + body]
+                length += size
+            header = b"".join(kept)
+            sink.write((len(header) + 8).to_bytes(4, "big") + b"moov" + header)
+        sink.flush()
+        while part := source.read1(1 << 16):
+            sink.write(part)
+            sink.flush()
 
 
 def _argv(plan: OutputPlan, ffmpeg: str, lines: int, threads: int | None) -> list[str]:

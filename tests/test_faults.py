@@ -1216,9 +1216,9 @@ def test_a_name_taken_at_the_last_moment_is_left_alone(
     """Row 71: another program makes a file of our name between proof and publishing: it stays, and ours is `-1`."""
     folder = make_run(steps=2)
     name = folder / "animation" / "4242-a slender rocket at dusk.mp4"
-    original: Callable[..., object] = vars(rendering)["verify"]
+    original: Callable[..., object] = vars(rendering)["prove"]
 
-    def verify(*arguments: object, **named: object) -> object:
+    def prove(*arguments: object, **named: object) -> object:
         done = original(*arguments, **named)
         if taken == "file":
             name.write_text("somebody else's")
@@ -1228,7 +1228,7 @@ def test_a_name_taken_at_the_last_moment_is_left_alone(
             name.symlink_to("nowhere")
         return done
 
-    monkeypatch.setattr(rendering, "verify", verify)
+    monkeypatch.setattr(rendering, "prove", prove)
     ended = render(folder, meanwhile=[name])
     assert ended.code == 0, ended.err
     assert ended.path == name.with_name("4242-a slender rocket at dusk-1.mp4")
