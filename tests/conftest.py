@@ -23,6 +23,9 @@ from stepwatch import status as sockets
 from stepwatch.encoder import find_ffmpeg
 from stepwatch.errors import StepwatchError
 
+# An installed program has its bytecode; without it each of the hundreds of processes that are started here would compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # A busy machine, and Hypothesis's own first tables of Unicode in a fresh clone, take seconds that say nothing about the code.
 settings.register_profile("stepwatch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("stepwatch")
