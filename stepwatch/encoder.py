@@ -239,6 +239,9 @@ class Encoder:
                 hint="run again with -v to see all it says",
                 stderr=self.stderr,
             )
+        if not code and any(words in self.stderr for words in _ENVIRONMENT):
+            # With two containers to write to, older ffmpeg goes on with the one that is left.
+            self._fail("ffmpeg said that all went well")
         if code:
             self._fail(f"ffmpeg stopped with status {code}" if code > 0 else f"ffmpeg was killed by signal {-code}")
 

@@ -177,10 +177,9 @@ def retimed_argv(plan: OutputPlan, pace: Pace, *, ffmpeg_path: str, source: str,
     )
     options = {"c": "copy", "f": codec.muxer, "map_metadata": "-1", **dict(codec.muxer_options)}
     options["bsf:v"] = f"setts=pts='{_paced('PTS', pace)}':dts='{_paced('DTS', pace)}':duration='{lasts}'"
-    if codec.tags in ("mp4", "mov"):
-        options["video_track_timescale"] = str(TRUE_TIMES)
-        if not (apple and codec.tags == "mp4"):
-            options["movflags"] = options.get("movflags", "") + "+use_metadata_tags"
+    # The ticks stay those of *source*: ffmpeg 5.1 tells the expressions those of the new file, while the times still count in the old ones.
+    if codec.tags in ("mp4", "mov") and not (apple and codec.tags == "mp4"):
+        options["movflags"] = options.get("movflags", "") + "+use_metadata_tags"
     argv = _compile(ffmpeg.output(packets["v"], DESTINATION, **options), ffmpeg_path, files={DESTINATION: destination, SOURCE: source})
     return _with_metadata(argv, metadata, behind=f"file:{source}")
 

@@ -243,7 +243,7 @@ def test_frames_that_came_before_anybody_looked_are_caught_up_with(stage: Any) -
     here.record(range(4, PLANNED))
     here.say("complete")
     assert here.advance().error is None
-    assert (here.ears.encodes, here.ears.thrown_away) == (1, "")
+    assert (here.ears.encodes, here.ears.thrown_away) == (1, ""), here.ears.said
 
 
 def test_a_visit_waits_for_the_tail(stage: Any) -> None:
@@ -254,7 +254,7 @@ def test_a_visit_waits_for_the_tail(stage: Any) -> None:
         here.frame(index)
     here.say("complete")
     assert here.advance().error is None
-    assert (here.ears.encodes, here.ears.thrown_away) == (1, "")
+    assert (here.ears.encodes, here.ears.thrown_away) == (1, ""), here.ears.said
 
 
 def rewrite_fed(here: Stage) -> None:
@@ -505,7 +505,7 @@ def test_a_picture_for_each_image_only_needs_other_times_when_a_run_ends_early(s
     here.say("running" if how == "stalled" else how)
     step = here.advance()
     assert step.error is None, here.ears.said
-    assert (here.ears.encodes, here.ears.thrown_away) == (1, "")
+    assert (here.ears.encodes, here.ears.thrown_away) == (1, ""), here.ears.said
     output = step.result.outputs[0]
     assert (output.frames, output.duration, step.result.found) == (4, Fraction(5, 4), 4)
     assert ("-incomplete" in output.path) == (how != "complete")
@@ -524,7 +524,7 @@ def test_a_cross_fade_gets_other_times_where_the_policy_says_so(stage: Any, code
     here.say("interrupted")
     step = here.advance()
     assert step.error is None, here.ears.said
-    assert (here.ears.encodes, here.ears.thrown_away) == (1, "")
+    assert (here.ears.encodes, here.ears.thrown_away) == (1, ""), here.ears.said
     output = step.result.outputs[0]
     assert output.duration == Fraction(3, 2)
     assert output.frames > 8
@@ -556,7 +556,7 @@ def test_a_last_word_that_is_read_before_the_last_frame_does_not_end_it(stage: A
     here.say("complete")
     here.live.look(replace(listed, sidecar=here.read().sidecar))
     assert here.advance().error is None
-    assert (here.ears.encodes, here.ears.thrown_away) == (1, "")
+    assert (here.ears.encodes, here.ears.thrown_away) == (1, ""), here.ears.said
 
 
 @pytest.mark.parametrize("policy", [BLEND, {**NONE, "frames": {"every": 3}}, {**RETIME, "outputs": [{"codec": "webp", "name": "{run}"}]}])
