@@ -147,7 +147,13 @@ class Stage:
         return self.records.ledger.get(self.read().key).attempts.count  # type: ignore[union-attr]
 
     def advance(self, *, max_attempts: int = 4) -> visit.Step:
-        """What the daemon does with the run as it is."""
+        """What the daemon does with the run as it is; it looks again while an ffmpeg that is just starting still has its parent's open files."""
+        end = time.monotonic() + 10
+        while (step := self._advance(max_attempts)).action.do is Do.WAIT and "open for writing" in step.action.reason:
+            assert time.monotonic() < end
+        return step
+
+    def _advance(self, max_attempts: int) -> visit.Step:
         run = self.read()
         sighting = visit.Sighting(fingerprint=fingerprint(run), since=0.0, age=900.0)
         step = visit.advance(
