@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,7 +40,7 @@ class Feed(Protocol):
     def finish(self) -> None: ...
 
 
-class Motion:
+class Motion(ABC):
     """Makes the pictures of one output out of its images, with the help of some ffmpegs. Use as a context manager."""
 
     def __init__(
@@ -98,9 +99,9 @@ class Motion:
         if self._passed_on < self._count:
             raise EncodeError(f"{self._passed_on} of the {self._count} pictures between the images were made", hint="run again with -v")
 
+    @abstractmethod
     def _pictures(self) -> Iterator[bytes]:
         """Every picture in its order; ends early, with `_failed` set, when an ffmpeg has no more to give."""
-        raise NotImplementedError
 
     def _work(self) -> None:
         """Pass the pictures on to the encoder, until all are made or anything fails."""
