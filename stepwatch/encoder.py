@@ -24,6 +24,8 @@ from stepwatch.errors import EncodeError, EnvironmentFault, Interrupted, Missing
 
 QUEUED_IMAGES = 2
 """Images waiting for each ffmpeg: enough to keep it busy, few enough to keep memory flat."""
+MOST_AT_ONCE = 1 << 18
+"""Bytes of a stream that are handed on together."""
 KEPT_LINES = 60
 """Complaints on ffmpeg's stderr that are remembered; a flood of them is drained and forgotten."""
 LONGEST_LINE = 500
@@ -353,13 +355,13 @@ class Encoder:
 
 
 class Filter(Encoder):
-    """A running ffmpeg that takes images on stdin and gives back pictures, of *size* bytes each, on stdout.
+    """A running ffmpeg that takes images on stdin and gives back pictures, of *size* bytes each, on stdout; None: whatever there is.
 
     It waits while nobody reads the pictures; from another thread, ``read`` takes them. Whoever has enough of them says so with ``discard``,
     without which ``finish`` may wait for ever.
     """
 
-    def __init__(self, argv: Sequence[str], *, size: int, **how: Any) -> None:
+    def __init__(self, argv: Sequence[str], *, size: int | None, **how: Any) -> None:
         self._size = size
         self._pictures: queue.Queue[bytes | None] = queue.Queue(QUEUED_IMAGES)
         self._discarding = threading.Event()
@@ -393,8 +395,9 @@ class Filter(Encoder):
     def _read_output(self) -> None:
         pipe = self._process.stdout
         assert pipe is not None
-        while len(picture := pipe.read(self._size)) == self._size:
-            self._hand_over(picture)
+        while picture := pipe.read1(MOST_AT_ONCE) if self._size is None else pipe.read(self._size):  # type: ignore[attr-defined]
+            if self._size in (None, len(picture)):
+                self._hand_over(picture)
             self._moved = self._waited
         self._hand_over(None)
 

@@ -44,6 +44,8 @@ MCI_TICKS = 10**6
 DESTINATION, PALETTE, SOURCE = "<destination>", "<palette>", "<source>"
 """Stand for paths in the graph, because ffmpeg-python takes text in Unicode only, and the name of a folder may be any bytes."""
 
+COLOURS = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
+"""What an encoder is to say of the planes of a video."""
 TO_PLANES = {"out_color_matrix": "bt709", "flags": "bicubic+accurate_rnd"}
 
 
@@ -75,6 +77,37 @@ def render_argv(
     limit = {} if threads is None else {"threads": str(threads), "filter_complex_threads": str(threads)}
     output = ffmpeg.output(stream, DESTINATION, **_output_options(plan, apple=apple), **limit)
     argv = _compile(output, ffmpeg_path, files={DESTINATION: destination, PALETTE: palette or ""})
+    if metadata is not None:
+        argv = _with_metadata(argv, metadata)
+    return argv if fragments is None else _with_fragments(argv, plan, fragments)
+
+
+def anchors_argv(plan: OutputPlan, *, ffmpeg_path: str, threads: int | None = None) -> list[str]:
+    """The argument list that encodes the anchors of *plan*: their pixels on stdin, a fragment of MP4 for each on stdout, at once."""
+    import ffmpeg
+
+    assert plan.fades is not None
+    limit = {} if threads is None else {"threads": str(threads), "filter_complex_threads": str(threads)}
+    # Where in time they really are is for `weaving` to say; the encoder has to know the rate, for that decides on the level.
+    stream = _colours_named(_to_planes(_pixels(plan, "rgb24", plan.fps), plan))
+    options = {"c:v": plan.encoding.encoder, **dict(plan.encoding.options), **COLOURS, "fps_mode": "passthrough"}
+    options |= {"force_key_frames": "expr:" + "+".join(f"eq(n,{place})" for place in plan.fades.keys), "forced-idr": "1"}
+    options |= {"f": "mp4", "movflags": "empty_moov+default_base_moof+frag_every_frame", "flush_packets": "1"}
+    return _compile(ffmpeg.output(stream, "pipe:1", **options, **limit), ffmpeg_path, files={}, progress=False)
+
+
+def woven_argv(
+    plan: OutputPlan, *, ffmpeg_path: str, destination: str, metadata: str | None = None, apple: bool = False, fragments: int | None = None
+) -> list[str]:
+    """The argument list that makes the file *destination* of encoded pictures on stdin, as `weaving` gives them; else as `render_argv`."""
+    import ffmpeg
+
+    # Nothing is guessed about what comes, so that the first picture need not wait for others.
+    packets = ffmpeg.input("pipe:0", protocol_whitelist="pipe", f="mov", fpsprobesize="0")
+    codec = plan.codec
+    options = {"c": "copy", "f": codec.muxer, "frames:v": str(plan.pictures), "map_metadata": "-1", **dict(codec.muxer_options)}
+    _allow_any_tag(options, plan, apple=apple)
+    argv = _compile(ffmpeg.output(packets["v"], DESTINATION, **options), ffmpeg_path, files={DESTINATION: destination})
     if metadata is not None:
         argv = _with_metadata(argv, metadata)
     return argv if fragments is None else _with_fragments(argv, plan, fragments)
@@ -175,11 +208,13 @@ def retimed_argv(plan: OutputPlan, pace: Pace, *, ffmpeg_path: str, source: str,
     lasts = (
         f"if(gte({_paced('PTS', pace)},{_seconds(last)}/TB-1),{ends}-{_paced('PTS', pace)},{_paced('(PTS+DURATION)', pace)}-{_paced('PTS', pace)})"
     )
+    if plan.fades:
+        # The last one that is decoded is not the last one that shows, and the container goes by the times of decoding.
+        lasts = f"if(eq(N,{plan.pictures - 1}),{ends}-{_paced('DTS', pace)},{lasts})"
     options = {"c": "copy", "f": codec.muxer, "map_metadata": "-1", **dict(codec.muxer_options)}
     options["bsf:v"] = f"setts=pts='{_paced('PTS', pace)}':dts='{_paced('DTS', pace)}':duration='{lasts}'"
     # The ticks stay those of *source*: ffmpeg 5.1 tells the expressions those of the new file, while the times still count in the old ones.
-    if codec.tags in ("mp4", "mov") and not (apple and codec.tags == "mp4"):
-        options["movflags"] = options.get("movflags", "") + "+use_metadata_tags"
+    _allow_any_tag(options, plan, apple=apple)
     argv = _compile(ffmpeg.output(packets["v"], DESTINATION, **options), ffmpeg_path, files={DESTINATION: destination, SOURCE: source})
     return _with_metadata(argv, metadata, behind=f"file:{source}")
 
@@ -227,7 +262,7 @@ def _interpolated(stream: Any, plan: OutputPlan) -> Any:
     if plan.motion and plan.codec.video:
         stream = stream.filter("setparams", range="tv", colorspace="bt709").filter("format", planes)
     elif plan.codec.video:
-        stream = stream.filter("scale", out_range="tv", **TO_PLANES).filter("format", planes)
+        stream = _to_planes(stream, plan)
     elif plan.motion:
         stream = _rgb_of_planes(stream)
     elif not plan.ready and timeline.interpolation == "blend":
@@ -240,10 +275,18 @@ def _interpolated(stream: Any, plan: OutputPlan) -> Any:
             # Picture k shows the image that started last: image j begins at picture ceil(j * pictures / n).
             stream = stream.filter("tpad", stop=2, stop_mode="clone").filter("fps", fps=f"{plan.fps.numerator}/{plan.fps.denominator}", round="up")
     if plan.codec.video:
-        return stream.filter("setparams", range="tv", color_primaries="bt709", color_trc="bt709", colorspace="bt709")
+        return _colours_named(stream)
     if not plan.ready and timeline.interpolation == "blend":
         stream = _rgb_of_planes(stream)
     return stream.filter("format", "rgb24" if plan.codec.palette else planes)
+
+
+def _to_planes(stream: Any, plan: OutputPlan) -> Any:
+    return stream.filter("scale", out_range="tv", **TO_PLANES).filter("format", plan.encoding.pixels)
+
+
+def _colours_named(stream: Any) -> Any:
+    return stream.filter("setparams", range="tv", color_primaries="bt709", color_trc="bt709", colorspace="bt709")
 
 
 def _framerate(stream: Any, fps: Fraction, *, held: int) -> Any:
@@ -299,7 +342,7 @@ def _output_options(plan: OutputPlan, *, apple: bool) -> dict[str, str]:
     starts = plan.starts()
     last = plan.duration - starts[-1]
     if codec.video:
-        options |= {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
+        options |= COLOURS
     if not codec.holds_by_delay and not plan.variable:
         options |= {"fps_mode": "cfr", "r": f"{plan.fps.numerator}/{plan.fps.denominator}"}
     else:
@@ -315,9 +358,14 @@ def _output_options(plan: OutputPlan, *, apple: bool) -> dict[str, str]:
         options["final_delay"] = str(half_up(plan.duration * ticks) - half_up(starts[-1] * ticks))
     if codec.muxer == "apng":
         options["final_delay"] = f"{last.numerator}/{last.denominator}"
-    if codec.tags in ("mp4", "mov") and not (apple and codec.tags == "mp4"):
-        options["movflags"] = options.get("movflags", "") + "+use_metadata_tags"
+    _allow_any_tag(options, plan, apple=apple)
     return options
+
+
+def _allow_any_tag(options: dict[str, str], plan: OutputPlan, *, apple: bool) -> None:
+    """Have the container take any name of metadata, where it need not be Apple's."""
+    if plan.codec.tags in ("mp4", "mov") and not (apple and plan.codec.tags == "mp4"):
+        options["movflags"] = options.get("movflags", "") + "+use_metadata_tags"
 
 
 def _compile(output: Any, ffmpeg_path: str, *, files: Mapping[str, str], progress: bool = True) -> list[str]:
@@ -325,8 +373,7 @@ def _compile(output: Any, ffmpeg_path: str, *, files: Mapping[str, str], progres
     import ffmpeg
 
     head = [ffmpeg_path, "-hide_banner", "-nostdin", "-v", "level+verbose", "-xerror"]
-    if progress:
-        head += ["-progress", "pipe:1", "-stats_period", "0.2"]
+    head += ["-progress", "pipe:1", "-stats_period", "0.2"] if progress else ["-nostats"]
     compiled: Sequence[str] = ffmpeg.compile(output, cmd=head, overwrite_output=False)
     argv = [f"file:{files[part]}" if part in files else str(part) for part in compiled]
     return [*argv[: len(head)], "-y", *argv[len(head) :]]
@@ -353,7 +400,7 @@ def _with_fragments(argv: list[str], plan: OutputPlan, descriptor: int) -> list[
             place = argv.index(f"-{name}")
             own[name] = argv[place + 1]
             del argv[place : place + 2]
-    muxer = argv.index("-f", argv.index("-filter_complex"))
+    muxer = len(argv) - 1 - argv[::-1].index("-f")
     argv[muxer + 1] = "tee"
     # Times in both count in the same ticks; and each picture goes out by itself, so that the reader is not kept waiting.
     flowing = own | {"movflags": "empty_moov+default_base_moof+frag_every_frame"} if own else {"cluster_time_limit": "1"}

@@ -117,7 +117,7 @@ class Judge:
         self._last = plan.timeline.positions - 1
         """Position of the last image that came."""
         self._short = False
-        self._fed = {place for mix in plan.timeline.feed() for place in ((mix.first,) if mix.pure else (mix.first, mix.second))}
+        self._fed = {place for mix in plan.feed() for place in ((mix.first,) if mix.pure else (mix.first, mix.second))}
         # A thumbnail's value is the mean of many pixels, which hides the loss in each; of a tiny picture it is the mean of few.
         few = max(1.0, AMPLE_SIDE / min(plan.width, plan.height)) * (COARSE if plan.coarse else 1.0)
         self._tolerance = plan.codec.tolerance * few**0.75

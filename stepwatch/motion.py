@@ -1,13 +1,14 @@
-"""What makes the pictures between the images of ``mci`` before they are encoded: ffmpeg's ``minterpolate`` in several processes, or optical flow.
+"""What makes the pictures between the images: of ``mci`` before they are encoded, of cross-fades afterwards.
 
-Theory of operation. ``minterpolate`` works in one thread, and nearly all of its time goes into the pictures that it makes, hardly any into the
-motion that it looks for. So every process gets all images, finds the same motion in them, and makes every n-th picture only: the rate it is
-asked for is an n-th of the output's, and shifted. Taken from one process after the other, the pictures are those that a single process would
-make, to the bit, and nothing has to be joined. `Flow` makes its pictures in threads of ours, for OpenCV lets them work side by side, and asks
-ffmpeg for the planes of the images only.
+Theory of operation. For ``mci`` there is ffmpeg's ``minterpolate`` in several processes, or optical flow. ``minterpolate`` works in one thread, and
+nearly all of its time goes into the pictures that it makes, hardly any into the motion that it looks for. So every process gets all images, finds
+the same motion in them, and makes every n-th picture only: the rate it is asked for is an n-th of the output's, and shifted. Taken from one process
+after the other, the pictures are those that a single process would make, to the bit, and nothing has to be joined. `Flow` makes its pictures in
+threads of ours, for OpenCV lets them work side by side, and asks ffmpeg for the planes of the images only. `Woven` has an ffmpeg encode the ends of
+cross-fades, and `core.weaving` write what is between them: what it passes on is encoded already.
 
-Both take images with ``write``, like the `Encoder` to which they pass on pictures, and a thread of their own does that. No more than a few images
-and pictures wait anywhere, however long the run is.
+All of them take images with ``write``, like the `Encoder` to which they pass on pictures, and a thread of their own does that. No more than a few
+images and pictures wait anywhere, however long the run is.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Protocol, Self
 
 from stepwatch import flow, graph
 from stepwatch.core.plan import OutputPlan
+from stepwatch.core.weaving import Weave
 from stepwatch.encoder import PATIENCE, Encoder, Filter, wall_limit
 from stepwatch.errors import EncodeError, EnvironmentFault, StepwatchError
 
@@ -40,15 +42,26 @@ class Feed(Protocol):
     def finish(self) -> None: ...
 
 
-class Motion(ABC):
-    """Makes the pictures of one output out of its images, with the help of some ffmpegs. Use as a context manager."""
+class Maker(ABC):
+    """Makes the pictures of one output out of its images, with the help of some ffmpegs. Use as a context manager.
+
+    *encoder* takes *count* pictures when all goes well; *size* are the bytes of each that an ffmpeg gives, None: it gives something else.
+    """
 
     def __init__(
-        self, plan: OutputPlan, encoder: Encoder, commands: Sequence[Sequence[str]], *, stop: threading.Event, on_line: Callable[[str], None] | None
+        self,
+        plan: OutputPlan,
+        encoder: Encoder,
+        commands: Sequence[Sequence[str]],
+        *,
+        count: int,
+        size: int | None,
+        stop: threading.Event,
+        on_line: Callable[[str], None] | None,
     ) -> None:
         self._plan = plan
         self._encoder = encoder
-        self._count = plan.timeline.pictures
+        self._count = count
         self._passed_on = 0
         self._failed: Filter | None = None
         self._error: StepwatchError | None = None
@@ -57,7 +70,6 @@ class Motion(ABC):
         """The argument lists of the ffmpegs that were started."""
         self._filters: list[Filter] = []
         self._thread = threading.Thread(target=self._work, name="motion", daemon=True)
-        size = sum(width * height for width, height in graph.plane_sizes(plan))
         try:
             for argv in self.commands:
                 self._filters.append(Filter(argv, size=size, on_line=on_line, stop=stop, limit=wall_limit(self._count)))
@@ -95,9 +107,10 @@ class Motion(ABC):
         if self._passed_on == self._count:
             for one in self._filters:
                 one.finish()
-        self._encoder.finish()
+        if self._failed is None:
+            self._encoder.finish()
         if self._passed_on < self._count:
-            raise EncodeError(f"{self._passed_on} of the {self._count} pictures between the images were made", hint="run again with -v")
+            raise EncodeError(f"only {self._passed_on} of {self._count} pictures were made of the images", hint="run again with -v")
 
     @abstractmethod
     def _pictures(self) -> Iterator[bytes]:
@@ -129,7 +142,11 @@ class Motion(ABC):
             self._thread.join(PATIENCE)
 
 
-class Parts(Motion):
+def _picture_size(plan: OutputPlan) -> int:
+    return sum(width * height for width, height in graph.plane_sizes(plan))
+
+
+class Parts(Maker):
     """``minterpolate`` in several processes, which share out the pictures among themselves."""
 
     def __init__(
@@ -144,7 +161,7 @@ class Parts(Motion):
     ) -> None:
         parts = parts or parts_for(plan, processors())
         commands = [graph.motion_argv(plan, ffmpeg_path=ffmpeg, part=part, parts=parts) for part in range(parts)]
-        super().__init__(plan, encoder, commands, stop=stop, on_line=on_line)
+        super().__init__(plan, encoder, commands, count=plan.timeline.pictures, size=_picture_size(plan), stop=stop, on_line=on_line)
 
     def _pictures(self) -> Iterator[bytes]:
         for number in range(self._count):
@@ -156,13 +173,14 @@ class Parts(Motion):
             yield picture
 
 
-class Flow(Motion):
+class Flow(Maker):
     """Optical flow between each two images, by threads that share out the pictures among themselves."""
 
     def __init__(
         self, plan: OutputPlan, encoder: Encoder, *, ffmpeg: str, stop: threading.Event, on_line: Callable[[str], None] | None = None
     ) -> None:
-        super().__init__(plan, encoder, [graph.planes_argv(plan, ffmpeg_path=ffmpeg)], stop=stop, on_line=on_line)
+        commands = [graph.planes_argv(plan, ffmpeg_path=ffmpeg)]
+        super().__init__(plan, encoder, commands, count=plan.timeline.pictures, size=_picture_size(plan), stop=stop, on_line=on_line)
 
     def _images(self) -> Iterator[flow.Planes]:
         sizes = graph.plane_sizes(self._plan)
@@ -195,6 +213,47 @@ class Flow(Motion):
             finally:
                 for one in making:
                     one.cancel()
+
+
+class Woven(Maker):
+    """Cross-fades that no encoder has to make: *encoder*, which is given what is encoded already, only puts it into a file."""
+
+    def __init__(
+        self,
+        plan: OutputPlan,
+        encoder: Encoder,
+        *,
+        ffmpeg: str,
+        stop: threading.Event,
+        on_line: Callable[[str], None] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        assert plan.fades is not None
+        self._weave = Weave(plan.fades, plan.fps, plan.codec.stream)
+        self._given = 0
+        commands = [graph.anchors_argv(plan, ffmpeg_path=ffmpeg, threads=threads)]
+        super().__init__(plan, encoder, commands, count=plan.pictures, size=None, stop=stop, on_line=on_line)
+
+    def write(self, image: bytes) -> None:
+        super().write(image)
+        self._given += 1
+
+    def finish(self) -> None:
+        assert self._plan.fades is not None
+        # A run that has ended early ends with the anchor that was given last.
+        self._count = self._plan.fades.anchors[self._given - 1] + 1
+        super().finish()
+
+    def _pictures(self) -> Iterator[bytes]:
+        anchors = self._filters[0]
+        try:
+            while (data := anchors.read()) is not None:
+                yield from self._weave.take(data)
+            self._weave.close()
+        except ValueError as error:
+            raise EncodeError(f"what the encoder has made cannot be woven into cross-fades: {error}", hint="run again with -v") from error
+        if self._weave.made < self._count:
+            self._failed = anchors
 
 
 def parts_for(plan: OutputPlan, processors: int) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from PIL import Image
 
@@ -130,21 +130,25 @@ class Workspace:
 class _Feed:
     """Hands the images that one output wants to its encoder, or to what makes pictures of them for it, as they are decoded."""
 
-    def __init__(self, work: _Work, sink: motion.Feed, witness: Witness | None) -> None:
+    def __init__(self, work: _Work, images: _Images, sink: motion.Feed, witness: Witness | None) -> None:
         self.draft = work.draft
+        self._images = images
         self.sink = sink
         self.witness = witness
         self._mixes = work.mixes()
         self._next: Mix | None = next(self._mixes, None)
 
-    def advance(self, position: int, images: _Images) -> None:
+    def advance(self, position: int) -> None:
         """*position* has been decoded: send every picture that was waiting for it."""
         while self._next is not None and self._last(self._next) <= position:
-            self.sink.write(images.pixels(self._next, self.draft.plan))
+            self.sink.write(self._images.pixels(self._next, self.draft.plan))
             self._next = next(self._mixes, None)
 
     def finish(self, *, images: int | None = None) -> None:
         """Wait for the end of the encode, and of whoever watches it; raises what went wrong first. *images*: no more will come."""
+        if images is not None and self.draft.plan.fades is not None and self._next is not None and self._next.first == images - 1:
+            # The last one that came was to be seen on its way to the next; now it is what stays.
+            self.sink.write(self._images.pixels(replace(self._next, second=self._next.first, weight=Fraction(0)), self.draft.plan))
         try:
             self.sink.finish()
         except EncodeError as error:
@@ -210,15 +214,13 @@ class _Work:
     """Its arguments, given the descriptor that fragments go to."""
     label: str
     witnessed: bool = False
-    moving: bool = False
-    """`motion` makes pictures of the images on their way."""
     sampled: bool = False
     """A few images say enough: it looks for colours."""
 
     def mixes(self) -> Iterator[Mix]:
         """What it wants to see, in order."""
-        timeline = self.draft.plan.timeline
-        return timeline.sample(graph.PALETTE_IMAGES) if self.sampled else timeline.feed()
+        plan = self.draft.plan
+        return plan.timeline.sample(graph.PALETTE_IMAGES) if self.sampled else plan.feed()
 
 
 def _as_it_is(argv: list[str], _fragments: int | None) -> list[str]:
@@ -343,7 +345,7 @@ class Passes:
                 threads=self._threads,
             )
             label = draft.label if not draft.tries else f"{draft.label}, try {len(draft.tries) + 1}"
-            work.append(_Work(draft=draft, argv=argv, label=label, witnessed=can_witness(draft.plan), moving=bool(draft.plan.motion)))
+            work.append(_Work(draft=draft, argv=argv, label=label, witnessed=can_witness(draft.plan)))
         return work
 
     def _pass(self, work: Sequence[_Work]) -> None:
@@ -386,7 +388,7 @@ class Passes:
         for feed in feeds:
             if feed.draft.error is None:
                 try:
-                    feed.advance(position, self._images)
+                    feed.advance(position)
                 except RunError as error:
                     feed.draft.error = error
 
@@ -399,12 +401,18 @@ class Passes:
                 except RunError as error:
                     feed.draft.error = error
 
-    def _moving(self, draft: Draft, encoder: Encoder, label: str) -> motion.Motion:
-        """What makes the pictures between the images of this output."""
-        kind = motion.Flow if draft.plan.motion == "flow" else motion.Parts
-        moving = kind(draft.plan, encoder, ffmpeg=self._ffmpeg, stop=self._stop, on_line=self._line(label))
-        self.commands += moving.commands
-        return moving
+    def _maker(self, plan: OutputPlan, encoder: Encoder, label: str) -> motion.Maker | None:
+        """What makes the pictures between the images of this output; None where its encoder does."""
+        how: dict[str, Any] = {"ffmpeg": self._ffmpeg, "stop": self._stop, "on_line": self._line(label)}
+        maker: motion.Maker | None = None
+        if plan.fades:
+            maker = motion.Woven(plan, encoder, threads=self._threads, **how)
+        elif plan.motion:
+            maker = (motion.Flow if plan.motion == "flow" else motion.Parts)(plan, encoder, **how)
+        for argv in maker.commands if maker else ():
+            self.commands.append(argv)
+            self._say(f"{label}: {shlex.join(argv)}", level="debug")
+        return maker
 
     def _start(self, work: _Work, stack: contextlib.ExitStack) -> _Feed:
         plan = work.draft.plan
@@ -428,8 +436,8 @@ class Passes:
         stack.enter_context(encoder)
         if witness is not None:
             witness.release()
-        sink = stack.enter_context(self._moving(work.draft, encoder, work.label)) if work.moving else encoder
-        return _Feed(work, sink, witness)
+        maker = None if work.sampled else self._maker(plan, encoder, work.label)
+        return _Feed(work, self._images, encoder if maker is None else stack.enter_context(maker), witness)
 
     def _decode(self, image: int) -> Image.Image:
         frame = self._plan.frames[image]
@@ -524,17 +532,17 @@ def render_argv(
     palette: Path | str | None,
     threads: int | None = None,
 ) -> list[str]:
-    """ffmpeg's arguments for one output as it is planned now."""
-    return graph.render_argv(
-        draft.plan,
-        ffmpeg_path=ffmpeg,
-        destination=str(destination),
-        metadata=str(metadata_path) if metadata_path and draft.plan.codec.tags != "embedded" else None,
-        palette=str(palette) if palette and draft.plan.codec.palette else None,
-        apple=plan.policy.metadata.mp4 == "apple",
-        fragments=fragments,
-        threads=threads,
-    )
+    """The arguments of the ffmpeg that makes the file of one output as it is planned now."""
+    target: dict[str, Any] = {
+        "ffmpeg_path": ffmpeg,
+        "destination": str(destination),
+        "metadata": str(metadata_path) if metadata_path and draft.plan.codec.tags != "embedded" else None,
+        "apple": plan.policy.metadata.mp4 == "apple",
+        "fragments": fragments,
+    }
+    if draft.plan.fades:
+        return graph.woven_argv(draft.plan, **target)
+    return graph.render_argv(draft.plan, **target, palette=str(palette) if palette and draft.plan.codec.palette else None, threads=threads)
 
 
 def _positions(work: Sequence[_Work]) -> set[int]:

@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
-from stepwatch import __version__, config, flow, frames, store, tags
+from stepwatch import __version__, config, flow, frames, graph, store, tags
 from stepwatch.core import metadata, naming
 from stepwatch.core.codecs import CODECS
 from stepwatch.core.model import Covered, Outcome, Published, Render, Role, Run
@@ -318,6 +318,8 @@ class Rendering:
             argv = render_argv(
                 plan, draft, draft.folder / f"{draft.stem}{draft.plan.codec.suffix}", ffmpeg=self.ffmpeg, metadata_path="METADATA", palette="PALETTE"
             )
+            if draft.plan.fades:
+                self.commands.append(tuple(graph.anchors_argv(draft.plan, ffmpeg_path=self.ffmpeg)))
             self.commands.append(tuple(argv))
             outputs.append(self._planned(draft, path=str(draft.folder / f"{draft.stem}{draft.plan.codec.suffix}")))
         phases = {Outcome.COMPLETE: "complete", Outcome.INTERRUPTED: "interrupted", Outcome.FAILED: "failed", Outcome.RUNNING: "recording"}

@@ -22,9 +22,6 @@ from dataclasses import dataclass
 from stepwatch.core.bits import Reader, Writer, raw_of_unit, unit_of_raw
 from stepwatch.core.cabac import Coder, Context
 
-LONGEST_FADE = 63
-"""Pictures from one anchor to the next, at most: weights go by distances of up to 127 fields, and are not exact beyond (8.4.2.3.1)."""
-
 _SLICE, _IDR, _SEQUENCE, _PICTURE = 1, 5, 7, 8
 _WITH_CHROMA = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 """Profiles whose sequence parameters tell of planes and depths (7.3.2.1.1)."""
@@ -77,6 +74,8 @@ class Weaver:
         """Of the last anchor, in pictures since the last one that begins anew."""
         self._numbered = 0
         """frame_num of the last anchor."""
+        self.key = False
+        """Whether the last anchor refers to nothing."""
 
     def anchor(self, units: Sequence[bytes], gap: int) -> list[bytes]:
         """The units of the next anchor, which shows *gap* pictures after the one before it; 0 for the first."""
@@ -85,16 +84,18 @@ class Weaver:
             kind = unit[0] & 31
             if kind in (_SLICE, _IDR):
                 begins = kind == _IDR
-                first = _Header(raw_of_unit(unit), self._sequence, self._picture, begins=begins)
+                if begins and gap > 1:
+                    raise Unexpected("a key frame follows pictures that refer to it")
+                header = _Header(raw_of_unit(unit), self._sequence, self._picture, begins=begins)
                 place = 0 if begins else self._place + gap
-                woven.append(first.placed(place))
-                last = first.number, place
+                woven.append(header.placed(place))
+                last = header.number, place, begins
             elif kind in (_SEQUENCE, _PICTURE):
                 raise Unexpected("its parameters change")
             else:
                 woven.append(unit)
         try:
-            self._numbered, self._place = last
+            self._numbered, self._place, self.key = last
         except UnboundLocalError:
             raise Unexpected("a picture has no slice") from None
         return woven

@@ -11,17 +11,18 @@ from fractions import Fraction
 from typing import Literal
 
 from stepwatch.core.codecs import CODECS, Codec, Encoding
+from stepwatch.core.fades import Fades, fades_of
 from stepwatch.core.model import Frame, FrameFacts, Run, Survey
 from stepwatch.core.naming import printable
 from stepwatch.core.policy import OutputPolicy, Policy
 from stepwatch.core.timeline import Mix, Timeline, make_timeline
-from stepwatch.core.tuning import tuned
+from stepwatch.core.tuning import can_weave, tuned
 from stepwatch.errors import ConfigError, DamagedFramesError, MissingToolError, NoFramesError
 
 Motion = Literal["minterpolate", "flow"]
 """The engines of ``mci``: ffmpeg's filter, shared out among several processes; optical flow, where the extra is installed."""
 
-RENDERER = 2
+RENDERER = 3
 """Raised whenever the same plan would give another animation, so that old outputs are not taken for the new one."""
 
 
@@ -58,11 +59,17 @@ class OutputPlan:
     cut: Cut | None = None
     motion: Motion | None = None
     """What makes the pictures between the images before they are encoded; None: nothing does, or the encoder's own filters."""
+    fades: Fades | None = None
+    """Which pictures are encoded, where the cross-fades between them are written without the encoder; None: all are."""
 
     @property
     def ready(self) -> bool:
         """Whether every picture reaches the encoder as it is, and nothing is left to interpolate."""
         return self.variable or self.timeline.dense or self.motion is not None
+
+    def feed(self) -> Iterator[Mix]:
+        """What is made of the images here, in order: the anchors of cross-fades, or what `Timeline.feed` gives."""
+        return map(self.timeline.picture, self.fades.anchors) if self.fades else self.timeline.feed()
 
     @property
     def coarse(self) -> bool:
@@ -330,9 +337,10 @@ def plan_output(
     moves = timeline.interpolation == "mci" and not variable and not timeline.dense and timeline.positions > 1
     engine: Motion = "flow" if flow else "minterpolate"
     width, height = output_size(canvas, codec)
+    fades = fades_of(timeline) if can_weave(encoding) and not variable else None
     return OutputPlan(
         codec=codec,
-        encoding=tuned(encoding, timeline, variable=variable),
+        encoding=tuned(encoding, timeline, variable=variable, fades=fades),
         quality=quality,
         fps=fps,
         timeline=timeline,
@@ -343,6 +351,7 @@ def plan_output(
         template=output.name,
         dither=codec.extra.get(quality, ""),
         motion=engine if moves else None,
+        fades=fades,
     )
 
 

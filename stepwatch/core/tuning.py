@@ -11,26 +11,41 @@ The B-frames refer to P-frames only, never to one another, so that a decoder nee
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
+from types import MappingProxyType
 
 from stepwatch.core.codecs import Encoding
+from stepwatch.core.fades import KEYFRAME_EVERY, Fades
 from stepwatch.core.timeline import Timeline, half_up
 
 LONGEST_RHYTHM = 16
 """Pictures from one P-frame to the next; an image that is shown for longer has several. x264 and x265 take no more than 16 B-frames in a row."""
-KEYFRAME_EVERY = 250
-"""Pictures between key frames, at most: as far as a player goes back to seek."""
 SVT_FOR_FADES = "12"
 """Preset of SVT-AV1, of which 13 is the fastest, where one picture leads to the next."""
 SHORTEST_LOOKAHEAD = 16
 """Pictures that x265 sees in advance, at least, to know what is worth its bits."""
 
+ANCHORS: Mapping[str, tuple[str, str]] = MappingProxyType({"libx264": ("x264-params", "bframes=0:ref=1:keyint=infinite")})
+"""For each encoder whose anchors can be woven (`weaving`), the option that takes them and what makes it write such as are understood there."""
 
-def tuned(encoding: Encoding, timeline: Timeline, *, variable: bool) -> Encoding:
-    """*encoding* with what follows from *timeline*; *variable* outputs have one encoded picture for each image."""
+
+def can_weave(encoding: Encoding) -> bool:
+    """Whether the encoder need see the ends of cross-fades only."""
+    return encoding.follows and encoding.encoder in ANCHORS
+
+
+def tuned(encoding: Encoding, timeline: Timeline, *, variable: bool, fades: Fades | None = None) -> Encoding:
+    """*encoding* with what follows from *timeline*.
+
+    *variable* outputs have one encoded picture for each image; of those with *fades* the encoder sees the anchors only.
+    """
     if not encoding.follows:
         return encoding
+    if fades is not None:
+        name, more = ANCHORS[encoding.encoder]
+        return _with(encoding, name, more)
     if encoding.encoder == "libx264":
         return _with(encoding, "x264-params", _x264(rhythm(timeline), variable=variable))
     if encoding.encoder == "libx265":

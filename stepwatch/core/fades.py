@@ -1,0 +1,78 @@
+"""Which pictures of a cross-fade an encoder has to see, when the others are written without it (`avc`, `hevc`).
+
+Theory of operation. Between two images the animation goes in a straight line, picture by picture. Whoever knows both ends of a straight line knows
+all of it; so only the pictures at its ends, the *anchors*, are encoded. Where an image falls exactly on a picture, that picture is one. Where it
+falls between two, both are, for neither line reaches beyond its image. A line that is too long gets anchors on its way.
+
+A key frame refers to nothing, so that no fade may lead to it: it comes right behind another anchor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+
+from stepwatch.core.timeline import Timeline
+
+LONGEST_FADE = 63
+"""Pictures from one anchor to the next, at most: implicit weights of H.264 go by distances of up to 127 fields (8.4.2.3.1)."""
+KEYFRAME_EVERY = 250
+"""Pictures between key frames, at most: as far as a player goes back to seek."""
+WORTH = 2
+"""Pictures for each anchor, at least; with fewer there is nothing to be gained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fades:
+    """An animation as anchors with cross-fades between them."""
+
+    anchors: tuple[int, ...]
+    """Numbers of the pictures that are encoded, in order; the first and the last picture of all are among them."""
+    keys: tuple[int, ...]
+    """Which of the anchors are key frames, counted among the anchors."""
+
+    @property
+    def gaps(self) -> tuple[int, ...]:
+        """How many pictures each anchor comes after the one before it; 0 for the first."""
+        return (0, *(after - before for before, after in pairwise(self.anchors)))
+
+
+def fades_of(timeline: Timeline) -> Fades | None:
+    """The cross-fades of *timeline*; None where it has none, or hardly any picture lies between the images."""
+    if timeline.dense or timeline.interpolation != "blend":
+        return None
+    last = timeline.total - 1
+    ends = {0, min(timeline.head, last), last}
+    for position in range(1, timeline.positions):
+        begins = timeline.head + Fraction(position * timeline.pictures, timeline.positions)
+        ends |= {math.floor(begins), math.ceil(begins)}
+    made = _with_keys(_filled(sorted(ends)))
+    return made if WORTH * len(made.anchors) <= timeline.total else None
+
+
+def _filled(ends: Iterable[int]) -> list[int]:
+    """Anchors on the way, evenly, where two ends lie too far apart."""
+    anchors = [0]
+    for begin, end in pairwise(ends):
+        parts = -(-(end - begin) // LONGEST_FADE)
+        anchors += [begin + (end - begin) * part // parts for part in range(1, parts + 1)]
+    return anchors
+
+
+def _with_keys(anchors: list[int]) -> Fades:
+    """Key frames, no more than KEYFRAME_EVERY apart: an anchor that no fade leads to, or one more behind an anchor."""
+    placed, keys, begun = [0], [0], 0
+    for number, following in zip(anchors[1:], [*anchors[2:], anchors[-1]], strict=True):
+        late = following + 1 - begun > KEYFRAME_EVERY  # Behind the following one it would be.
+        if late and number == placed[-1] + 1:
+            keys.append(len(placed))
+            begun = number
+            late = following + 1 - begun > KEYFRAME_EVERY
+        placed.append(number)
+        if late and following > number + 1:
+            keys.append(len(placed))
+            placed.append(begun := number + 1)
+    return Fades(anchors=tuple(placed), keys=tuple(keys))
