@@ -96,7 +96,7 @@ def images(count: int, size: tuple[int, int], *, pixels: str = "yuv420p", seed: 
     """Raw pictures that have much to do with one another, as the steps of a run do: blocks whose levels wander, under a little noise."""
     chance = random.Random(seed)
     deep = 2 if pixels.endswith("10le") else 1
-    planes = [size, *[size if "444" in pixels else (size[0] // 2, size[1] // 2)] * 2]
+    planes = _planes(size, pixels)
     levels = [[chance.randrange(256) for _ in range(64)] for _ in planes]
     out = array("H" if deep == 2 else "B")
     for _ in range(count):
@@ -109,6 +109,11 @@ def images(count: int, size: tuple[int, int], *, pixels: str = "yuv420p", seed: 
                 for x in range(across)
             )
     return out.tobytes()
+
+
+def _planes(size: tuple[int, int], pixels: str) -> list[tuple[int, int]]:
+    colours = size if "444" in pixels else (size[0] // 2, size[1] // 2)
+    return [size] if pixels == "gray" else [size, colours, colours]
 
 
 def encoded(
@@ -143,7 +148,7 @@ def decoded(ffmpeg: str, kind: Kind, stream: bytes, *, size: tuple[int, int] = (
     done = subprocess.run(argv, input=stream, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode(errors="replace")
     samples = array("H" if pixels.endswith("10le") else "B", done.stdout)
-    each = size[0] * size[1] * (3 if "444" in pixels else 1) if "444" in pixels or pixels == "gray" else size[0] * size[1] * 3 // 2
+    each = sum(across * down for across, down in _planes(size, pixels))
     assert len(samples) % each == 0
     return [samples[start : start + each] for start in range(0, len(samples), each)]
 

@@ -19,8 +19,13 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from stepwatch.core.bits import Reader, Writer, raw_of_unit, unit_of_raw
+from stepwatch.core.bits import Reader, Unexpected, Writer, raw_of_unit, unit_of_raw
 from stepwatch.core.cabac import Coder, Context
+
+__all__ = ["LONGEST_FADE", "Unexpected", "Weaver"]
+
+LONGEST_FADE = 63
+"""Pictures from one anchor to the next, at most: weights go by distances of up to 127 fields, and are not exact beyond (8.4.2.3.1)."""
 
 _SLICE, _IDR, _SEQUENCE, _PICTURE = 1, 5, 7, 8
 _WITH_CHROMA = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
@@ -31,10 +36,6 @@ _SKIPPED_IN_B = 18, 64
 _EXTENDED_ASPECT = 255
 _B, _I_TYPES, _B_TYPES = 6, (2, 7), (1, 6)
 """slice_type (table 7-6); 6: B, like all of its picture."""
-
-
-class Unexpected(ValueError):
-    """The encoder has written what is valid and was not asked for; in plain words."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,10 @@ _EMULATED = re.compile(rb"\x00\x00\x03")
 _TO_PREVENT = re.compile(rb"\x00\x00(?=[\x00-\x03])")
 
 
+class Unexpected(ValueError):
+    """The encoder has written what is valid and was not asked for; in plain words."""
+
+
 def raw_of_unit(unit: bytes) -> bytes:
     """The payload of a NAL unit without its emulation prevention bytes."""
     return _EMULATED.sub(b"\x00\x00", unit)

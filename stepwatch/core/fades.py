@@ -2,7 +2,9 @@
 
 Theory of operation. Between two images the animation goes in a straight line, picture by picture. Whoever knows both ends of a straight line knows
 all of it; so only the pictures at its ends, the *anchors*, are encoded. Where an image falls exactly on a picture, that picture is one. Where it
-falls between two, both are, for neither line reaches beyond its image. A line that is too long gets anchors on its way.
+falls between two, both are, for neither line reaches beyond its image. A line that is too long gets anchors on its way;
+
+H.264 is what bounds their length, H.265 takes longer ones.
 
 A key frame refers to nothing, so that no fade may lead to it: it comes right behind another anchor.
 """
@@ -15,10 +17,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
+from stepwatch.core.avc import LONGEST_FADE
 from stepwatch.core.timeline import Timeline
 
-LONGEST_FADE = 63
-"""Pictures from one anchor to the next, at most: implicit weights of H.264 go by distances of up to 127 fields (8.4.2.3.1)."""
 KEYFRAME_EVERY = 250
 """Pictures between key frames, at most: as far as a player goes back to seek."""
 WORTH = 2
