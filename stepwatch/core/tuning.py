@@ -16,6 +16,7 @@ from dataclasses import replace
 from fractions import Fraction
 from types import MappingProxyType
 
+from stepwatch.core import hevc
 from stepwatch.core.codecs import Encoding
 from stepwatch.core.fades import KEYFRAME_EVERY, Fades
 from stepwatch.core.timeline import Timeline, half_up
@@ -27,7 +28,9 @@ SVT_FOR_FADES = "12"
 SHORTEST_LOOKAHEAD = 16
 """Pictures that x265 sees in advance, at least, to know what is worth its bits."""
 
-ANCHORS: Mapping[str, tuple[str, str]] = MappingProxyType({"libx264": ("x264-params", "bframes=0:ref=1:keyint=infinite")})
+ANCHORS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {"libx264": ("x264-params", "bframes=0:ref=1:keyint=infinite"), "libx265": ("x265-params", hevc.PARAMS)}
+)
 """For each encoder whose anchors can be woven (`weaving`), the option that takes them and what makes it write such as are understood there."""
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Protocol
 
-from stepwatch.core import avc, boxes
+from stepwatch.core import avc, boxes, hevc
 from stepwatch.core.fades import Fades
 
 
@@ -19,7 +19,7 @@ class _Weaver(Protocol):
     def fades(self, gap: int) -> Iterator[bytes]: ...
 
 
-WEAVERS = {"h264": avc.Weaver}
+WEAVERS: Mapping[str, Callable[[Sequence[bytes]], _Weaver]] = {"h264": avc.Weaver, "hevc": hevc.Weaver}
 """For each stream that can be woven."""
 
 

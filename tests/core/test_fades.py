@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepwatch.core.fades import KEYFRAME_EVERY, LONGEST_FADE, WORTH, fades_of
+from stepwatch.core.avc import LONGEST_FADE
+from stepwatch.core.fades import KEYFRAME_EVERY, WORTH, fades_of
 from stepwatch.core.timeline import Timeline, make_timeline
 
 
