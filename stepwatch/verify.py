@@ -39,11 +39,14 @@ SILENCE = 120.0
 """Seconds without a decoded picture after which the decoder counts as hung."""
 HASH = "murmur3"
 """Of each packet, 128 bits: against accidents, and ten times as fast as md5."""
-REDUCED = f"scale={SIDE}:{SIDE}:flags=area:out_color_matrix=bt709:out_range=tv,format=yuv420p,settb=1/1000,setpts=N"
-"""Filters that make a thumbnail of each picture. Times are checked with the packets; numbers instead of them keep uneven ones from colliding in
-a guessed time base."""
-REDUCED_BYTES = PIXELS + PIXELS // 2
-"""Of one thumbnail, of which the first PIXELS are luma."""
+_TO_SIDE = f"scale={SIDE}:{SIDE}:flags=area"
+_NUMBERED = "settb=1/1000,setpts=N"
+"""Times are checked with the packets; numbers instead of them keep uneven ones from colliding in a guessed time base."""
+REDUCED_LUMA = f"extractplanes=y,{_TO_SIDE}:in_range=tv:out_range=tv,format=gray,{_NUMBERED}"
+"""Filters that make a thumbnail, of PIXELS bytes, of each picture of a video: of its luma, which is there already."""
+_REDUCED = f"{_TO_SIDE}:out_color_matrix=bt709:out_range=tv,format=yuv420p,{_NUMBERED}"
+"""The same of any picture, with colour behind the luma."""
+_REDUCED_BYTES = PIXELS + PIXELS // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +97,7 @@ def verify(
         end = _check_webp(path, plan, lambda image: judge.see(thumbnail(image)))
     else:
         end, _ = _check_packets(path, plan, ffmpeg, stop)
-        with contextlib.closing(_decoded(path, ffmpeg, stop)) as pictures:
+        with contextlib.closing(_decoded(path, ffmpeg, stop, luma=plan.codec.video)) as pictures:
             for picture in pictures:
                 judge.see(picture)
     judge.close()
@@ -149,7 +152,7 @@ def whole_file(path: Path, plan: OutputPlan, *, ffmpeg: str, stop: threading.Eve
         width, height = sizes[0]
     else:
         _, (width, height) = _check_packets(path, plan, ffmpeg, stop, exact_size=not plan.max_size)
-        with contextlib.closing(_decoded(path, ffmpeg, stop)) as pictures:
+        with contextlib.closing(_decoded(path, ffmpeg, stop, luma=plan.codec.video)) as pictures:
             # One more than planned is enough to know; who decodes for ever is not waited for.
             count = sum(1 for _ in itertools.islice(pictures, plan.pictures + 1))
         if count != plan.pictures:
@@ -268,10 +271,10 @@ def _slack(plan: OutputPlan) -> Fraction:
     return Fraction(1, plan.codec.timescale or 1000) + Fraction(1, 10000)
 
 
-def _decoded(path: Path, ffmpeg: str, stop: threading.Event) -> Generator[bytes]:
-    """Thumbnails of every picture of the file, strictly decoded, in order; VerifyError at the first fault."""
+def _decoded(path: Path, ffmpeg: str, stop: threading.Event, *, luma: bool) -> Generator[bytes]:
+    """Thumbnails of every picture of the file, a video's by *luma* alone, strictly decoded, in order; VerifyError at the first fault."""
     argv = [ffmpeg, "-hide_banner", "-nostdin", "-v", "error", "-xerror", "-err_detect", "explode", "-protocol_whitelist", "file"]
-    argv += ["-i", f"file:{path}", "-map", "0:v", "-fps_mode", "passthrough", "-vf", REDUCED, "-enc_time_base", "1/1000"]
+    argv += ["-i", f"file:{path}", "-map", "0:v", "-fps_mode", "passthrough", "-vf", REDUCED_LUMA if luma else _REDUCED, "-enc_time_base", "1/1000"]
     argv += ["-f", "rawvideo", "-"]
     process = system.start(argv)
     assert process.stdout is not None
@@ -282,7 +285,7 @@ def _decoded(path: Path, ffmpeg: str, stop: threading.Event) -> Generator[bytes]
         threading.Thread(target=_listen, args=(process.stderr, said), daemon=True),
         threading.Thread(target=_guard, args=(process, decoded, ended, stop), daemon=True),
     ]
-    size = REDUCED_BYTES
+    size = PIXELS if luma else _REDUCED_BYTES
     try:
         for thread in threads:
             thread.start()

@@ -34,7 +34,7 @@ from stepwatch import system
 from stepwatch.core.plan import OutputPlan
 from stepwatch.errors import EnvironmentFault, Interrupted, StepwatchError
 from stepwatch.judge import PIXELS, Judge, refuse
-from stepwatch.verify import HASH, REDUCED, REDUCED_BYTES, SILENCE, Evidence
+from stepwatch.verify import HASH, REDUCED_LUMA, SILENCE, Evidence
 
 LOOK = 0.5
 """Seconds between two looks at whether to go on, while nothing comes."""
@@ -197,9 +197,9 @@ class Witness:
 
     def _take_pictures(self, data: bytes) -> None:
         self._rest += data
-        while len(self._rest) >= REDUCED_BYTES:
+        while len(self._rest) >= PIXELS:
             picture = bytes(self._rest[:PIXELS])
-            del self._rest[:REDUCED_BYTES]
+            del self._rest[:PIXELS]
             self._judge.see(picture)
 
     def _take_words(self, data: bytes) -> None:
@@ -268,5 +268,19 @@ def _argv(plan: OutputPlan, ffmpeg: str, lines: int, threads: int | None) -> lis
         argv += ["-threads", str(threads)]
     # Else it would wait for twenty packets, to guess a rate that nobody asks for.
     argv += ["-fpsprobesize", "0", "-f", "matroska" if plan.codec.muxer == "webm" else "mov", "-i", "pipe:"]
-    argv += ["-map", "0:v", "-fps_mode", "passthrough", "-vf", REDUCED, "-enc_time_base", "1/1000", "-f", "rawvideo", "-flush_packets", "1", "pipe:1"]
+    argv += [
+        "-map",
+        "0:v",
+        "-fps_mode",
+        "passthrough",
+        "-vf",
+        REDUCED_LUMA,
+        "-enc_time_base",
+        "1/1000",
+        "-f",
+        "rawvideo",
+        "-flush_packets",
+        "1",
+        "pipe:1",
+    ]
     return [*argv, "-map", "0", "-c", "copy", "-f", "framehash", "-hash", HASH, f"pipe:{lines}"]

@@ -277,7 +277,7 @@ def test_a_decoder_that_has_gone_is_a_missing_tool(tmp_path: Path) -> None:
     """Row 52: not a fault of the file that it was to read."""
     missing = str(tmp_path / "ffmpeg")
     with pytest.raises(MissingToolError):
-        list(verify._decoded(tmp_path / "x.mp4", missing, threading.Event()))
+        list(verify._decoded(tmp_path / "x.mp4", missing, threading.Event(), luma=True))
     with pytest.raises(MissingToolError):
         verify.run([missing], threading.Event())
     assert tags.read(tmp_path / "x.mp4", ffmpeg=missing) == {}

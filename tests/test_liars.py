@@ -330,8 +330,8 @@ def test_what_a_crash_left_is_never_adopted(make_run, ffmpeg: str, tmp_path: Pat
         import os, sys, signal
         from stepwatch import cli, passes
         original = passes._Feed.advance
-        def advance(self, position, images):
-            original(self, position, images)
+        def advance(self, position):
+            original(self, position)
             if position == 6:
                 os.kill(os.getpid(), signal.SIGKILL)
         passes._Feed.advance = advance
