@@ -1319,3 +1319,30 @@ def test_a_relative_ffmpeg_counts_from_the_service_file(tmp_path: Path, written:
     service = config.load_service(write(tmp_path, f"ffmpeg: {written}", "service.yaml"))
     expected = str(tmp_path / meant) if meant else written
     assert os.path.normpath(service.ffmpeg) == os.path.normpath(expected)
+
+
+LIKELY = ["default", "none", "blend", "h264", "complete", "30s", "500ms", "1m30s", "24000/1001", "10MB", "768x512", "auto", "{seed}", "never", ""]
+WRITTEN = st.none() | st.booleans() | st.integers(-3, 70) | st.floats(-2, 99, width=16) | st.sampled_from(LIKELY) | st.text(max_size=8)
+
+
+@given(
+    st.sampled_from([leaf.hint for model in (Policy, ServiceConfig) for leaf in leaves(model).values()]),
+    WRITTEN | st.dictionaries(st.sampled_from(["crf", "x"]), st.integers(-1, 60)),
+)
+def test_what_is_plainly_right_is_what_pydantic_makes_of_it(hint: Any, value: object) -> None:
+    """Most values never reach pydantic; those that do not become exactly what they would become there, and nothing it refuses gets past it."""
+    found = values._plainly(value, hint)
+    if len(found) == 1:
+        made = values.adapter(hint).validate_python(value, strict=True)
+        assert (type(made), made) == (type(found[0]), found[0])
+
+
+def test_a_policy_that_is_right_needs_no_pydantic(tmp_path: Path) -> None:
+    """It takes as long to be imported as everything else that a render needs."""
+    (tmp_path / "stepwatch.yaml").write_text(
+        "timeline: {duration: 30s, fps: 24, interpolation: blend}\noutputs: [{codec: av1, quality: {crf: 30}}]\n"
+    )
+    script = "import sys; from pathlib import Path; from stepwatch import visit, config; list(visit.runs_below(Path(sys.argv[1]), "
+    script += "service=config.load_service(None), settings=('timeline.hold_last=0s',))); print('pydantic' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False, capture_output=True, text=True)
+    assert ran.stdout == "False\n", ran.stderr

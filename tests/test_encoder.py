@@ -261,7 +261,7 @@ def test_a_silent_decoder_is_ended_with_its_group(fake: Fake, tmp_path: Path, mo
     """Row 51: no picture for too long."""
     monkeypatch.setattr(verify, "SILENCE", 0.5)
     with pytest.raises(VerifyError, match="does not decode"):
-        list(verify._decoded(tmp_path / "x.mp4", fake(DEAF + "while :; do sleep 1; done"), threading.Event()))
+        list(verify._decoded(tmp_path / "x.mp4", fake(DEAF + "while :; do sleep 1; done"), threading.Event(), luma=True))
     assert all_gone(tmp_path)
 
 

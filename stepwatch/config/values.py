@@ -1,12 +1,13 @@
 """Values of a policy: what may be written for a field, and what it becomes.
 
 Each field's type from ``core.policy`` goes through a pydantic TypeAdapter; its marks (``Seconds``, ``Rate`` ...) stand for the syntaxes here.
-A value that does not fit says what is wrong with it, and what its writer probably meant. pydantic is imported by the first value.
+A value that does not fit says what is wrong with it, and what its writer probably meant. pydantic is imported by the first value that is not plainly
+right.
 """
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import functools
 import math
 import os
@@ -153,6 +154,8 @@ def parse_quality(value: object) -> str | int:
         return int(crf[1])
     if isinstance(value, int) and not isinstance(value, bool):
         raise WrongValue("a number alone is no quality", f"write `crf: {value}` below it, or `crf:{value}`")
+    import difflib
+
     near = difflib.get_close_matches(value, _QUALITIES, 1) if isinstance(value, str) else []
     raise WrongValue("there is no such quality", f"write {near[0]}" if near else "")
 
@@ -345,9 +348,12 @@ _YES = {"yes": "true", "y": "true", "on": "true", "true": "true", "no": "false",
 
 def check(node: Node, hint: Any) -> object:
     """Return the node's value in its field's type; raises WrongValue with what is wrong and what would be right."""
+    value = _bare(node)
+    found = _plainly(value, hint)
+    if len(found) == 1:
+        return found[0]
     from pydantic import ValidationError
 
-    value = _bare(node)
     wants = expectation(hint)
     try:
         return adapter(hint).validate_python(value, strict=True)
@@ -360,6 +366,32 @@ def check(node: Node, hint: Any) -> object:
         chosen = typing.get_origin(_base(hint)) is Literal and isinstance(value, str)
         wrong = WrongValue(("there is no such choice" if chosen else f"this is not {wants}") if in_range else "this is out of range")
     raise WrongValue(str(wrong), meant or f"write {wants}")
+
+
+def _plainly(value: object, hint: Any) -> list[object]:
+    """What a value is to the fields of an alternative that take it as it is.
+
+    One answer is the answer: pydantic, which takes as long to be imported as all else that a command needs, would give the same. For none or several
+    it has the last word.
+    """
+    if typing.get_origin(hint) in {typing.Union, UnionType}:
+        return [found for part in typing.get_args(hint) if part is not NoneType for found in _plainly(value, part)]
+    if typing.get_origin(hint) is Literal:
+        return [value for choice in typing.get_args(hint) if type(choice) is type(value) and choice == value]
+    if hint is bool:
+        return [value] if isinstance(value, bool) else []
+    if typing.get_origin(hint) is Annotated:
+        limits = next((mark for mark in hint.__metadata__ if isinstance(mark, model.Range)), model.Range())
+        kind = next((KINDS[type(mark)] for mark in hint.__metadata__ if type(mark) in KINDS), None)
+        if kind is not None:
+            with contextlib.suppress(WrongValue):
+                return [_within(kind.parse, limits, value)]
+        elif hint.__origin__ is not int:
+            return _plainly(value, hint.__origin__)
+        elif type(value) is int:
+            low = limits.at_least is None or value >= limits.at_least
+            return [value] if low and (limits.at_most is None or value <= limits.at_most) else []
+    return []
 
 
 def _base(hint: Any) -> Any:
@@ -385,6 +417,8 @@ def _meant(node: Node, value: object, wants: str) -> str:
                 return f"write {int(number)}" + (" without quotes" if node.quoted else "")
             if re.fullmatch(r"0([xX][0-9a-fA-F]+|[oO][0-7]+|[bB][01]+)", number):
                 return f"write {int(number, 0)}"
+        import difflib
+
         choices = re.split(r", or |, | or ", wants)
         near = difflib.get_close_matches(value.lower(), choices, 1)
         return f"write {near[0]}" if near and near[0].isalnum() else ""
