@@ -299,6 +299,7 @@ class Encoder:
         pipe = self._process.stdin
         assert pipe is not None
         descriptor = pipe.fileno()
+        system.widen(descriptor)
         try:
             while (image := self._images.get()) is not None:
                 rest = memoryview(image)

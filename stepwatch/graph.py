@@ -204,15 +204,15 @@ def retimed_argv(plan: OutputPlan, pace: Pace, *, ffmpeg_path: str, source: str,
     codec = plan.codec
     last = max(plan.starts())
     ends = f"({plan.duration.numerator}/{plan.duration.denominator}/TB)"
+    paced = {ticks: _paced(ticks, pace) for ticks in ("PTS", "DTS", "(PTS+DURATION)")}
     # Only the last picture's own length is to be said; a container knows the others from what follows.
-    lasts = (
-        f"if(gte({_paced('PTS', pace)},{_seconds(last)}/TB-1),{ends}-{_paced('PTS', pace)},{_paced('(PTS+DURATION)', pace)}-{_paced('PTS', pace)})"
-    )
+    lasts = f"{paced['(PTS+DURATION)']}-{paced['PTS']}"
     if plan.fades:
-        # The last one that is decoded is not the last one that shows, and the container goes by the times of decoding.
-        lasts = f"if(eq(N,{plan.pictures - 1}),{ends}-{_paced('DTS', pace)},{lasts})"
+        # The last one that is decoded need not be the last one that shows, and a container goes by the times of decoding.
+        lasts = f"if(eq(N,{plan.pictures - 1}),{ends}-{paced['DTS']},{lasts})"
+    lasts = f"if(gte({paced['PTS']},{_seconds(last)}/TB-1),{ends}-{paced['PTS']},{lasts})"
     options = {"c": "copy", "f": codec.muxer, "map_metadata": "-1", **dict(codec.muxer_options)}
-    options["bsf:v"] = f"setts=pts='{_paced('PTS', pace)}':dts='{_paced('DTS', pace)}':duration='{lasts}'"
+    options["bsf:v"] = f"setts=pts='{paced['PTS']}':dts='{paced['DTS']}':duration='{lasts}'"
     # The ticks stay those of *source*: ffmpeg 5.1 tells the expressions those of the new file, while the times still count in the old ones.
     _allow_any_tag(options, plan, apple=apple)
     argv = _compile(ffmpeg.output(packets["v"], DESTINATION, **options), ffmpeg_path, files={DESTINATION: destination, SOURCE: source})

@@ -165,6 +165,10 @@ def _knows_death(setpriv: str) -> bool:
     return not subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False).returncode
 
 
+WIDE = 1 << 20
+"""Bytes; the most that anybody may ask for on Linux."""
+
+
 def start(
     argv: Sequence[str],
     *,
@@ -217,6 +221,14 @@ def _ours(program: str) -> bool:
             mine = own.read(20)
         return (head[:6], head[18:20]) == (mine[:6], mine[18:20])
     return False
+
+
+def widen(pipe: int) -> None:
+    """Let a pipe take a whole image at a time, where it can: who writes and who reads are then woken for each, and not for each part of it."""
+    with contextlib.suppress(OSError, AttributeError, ImportError):
+        import fcntl
+
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, WIDE)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

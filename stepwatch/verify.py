@@ -180,8 +180,8 @@ def _check_listing(
     if plan.codec.muxer == "webm" and end < plan.duration:
         # Older ffmpeg does not store how long the last block lasts; the length in the header, which players go by, is right.
         end = max(end, _header_duration(path, ffmpeg, plan.duration, stop))
-    if plan.cut and end > plan.duration:
-        # And where pictures do not all last as long it takes the time to the next decode for that to the next picture.
+    if plan.cut and end != plan.duration:
+        # And where pictures do not all last as long it takes the time to the next decode for that to the next picture, and guesses the last one's.
         end = _header_duration(path, ffmpeg, plan.duration, stop)
     _check_end(end, plan)
     return end, size

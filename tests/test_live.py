@@ -537,6 +537,21 @@ def test_a_cross_fade_gets_other_times_where_the_policy_says_so(stage: Any, code
     assert any(f"verified {output.frames} pictures, 1.500 s" in sentence for sentence in here.ears.said)
 
 
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_a_cross_fade_that_never_came_ends_with_the_last_image_that_did(stage: Any, codec: str) -> None:
+    """Images that begin between two pictures are seen in both of them; the last one that came, without its successor, by itself."""
+    timeline = {**RETIME["timeline"], "duration": "1100ms", "fps": 30}
+    here = stage({"timeline": timeline, "outputs": [{"codec": codec, "name": "{run}"}], "size": {"scale": 96}})
+    here.record(range(4))
+    here.wait(lambda: here.live.fed == 4)
+    here.say("interrupted")
+    step = here.advance()
+    assert step.error is None, here.ears.said
+    assert (here.ears.encodes, here.ears.thrown_away) == (1, ""), here.ears.said
+    assert any("force_key_frames" in sentence for sentence in here.ears.said), "it was not woven"
+    assert step.result.outputs[0].duration == Fraction(33 + 8 + 8, 30)
+
+
 @pytest.mark.parametrize("policy", [NONE, RETIME], ids=["none", "retime"])
 @pytest.mark.parametrize("how", ["interrupted", "stalled"])
 def test_a_run_that_ends_behind_a_hole_is_rendered_from_the_disk(stage: Any, how: str, policy: Mapping[str, Any]) -> None:

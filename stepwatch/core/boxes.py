@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 _WAY = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
 """Where the description of the pictures is."""
+_HEAD = 8
+"""Bytes of a box before its contents."""
 _ENTRIES, _PICTURE_FIELDS = 8, 78
 """Bytes before the entries of ``stsd``, and before the boxes in an entry for pictures (12.1.3)."""
 _KEY, _OTHER = 0x02000000, 0x01010000
 """Sample flags: depends on nothing; depends on others and is no place to begin at (8.8.3.1)."""
 _LENGTH_BYTES = 4
-_LARGEST_HEADER = 1 << 20
 
 
 def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -25,16 +26,16 @@ def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     place = 0
     while place < len(data):
         size = int.from_bytes(data[place : place + 4], "big")
-        if size < 8 or place + size > len(data):
+        if size < _HEAD or place + size > len(data):
             raise ValueError("a box goes beyond what holds it")
-        yield data[place + 4 : place + 8], data[place + 8 : place + size]
+        yield data[place + 4 : place + _HEAD], data[place + _HEAD : place + size]
         place += size
 
 
 def box(kind: bytes, *contents: bytes) -> bytes:
     """One box."""
     body = b"".join(contents)
-    return (len(body) + 8).to_bytes(4, "big") + kind + body
+    return (len(body) + _HEAD).to_bytes(4, "big") + kind + body
 
 
 class Fragments:
@@ -46,14 +47,14 @@ class Fragments:
     def take(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         """The boxes that *data* completes. Raises ValueError when these are no boxes."""
         self._rest += data
-        while len(self._rest) >= 8:
+        while len(self._rest) >= _HEAD:
             size = int.from_bytes(self._rest[:4], "big")
-            kind = bytes(self._rest[4:8])
-            if size < 8 or not kind.isalnum():
+            kind = bytes(self._rest[4:_HEAD])
+            if size < _HEAD or not kind.isalnum():
                 raise ValueError("it is no file of fragments")
             if len(self._rest) < size:
                 return
-            contents = bytes(self._rest[8:size])
+            contents = bytes(self._rest[_HEAD:size])
             del self._rest[:size]
             if kind in (b"moov", b"mdat"):
                 yield kind, contents
@@ -104,13 +105,10 @@ def _descend(contents: bytes, way: Sequence[bytes]) -> bytes:
 
 
 def _replaced(contents: bytes, way: Sequence[bytes], units: Sequence[bytes]) -> bytes:
-    if way:
-        head = contents[:0]
-        return head + b"".join(
-            box(kind, _in_description(inner, units) if kind == b"stsd" else _replaced(inner, way[1:], units) if kind == way[0] else inner)
-            for kind, inner in boxes(contents)
-        )
-    return contents
+    """*contents* with other parameters in the box at the end of *way*; all boxes around it get their new lengths."""
+    if not way:
+        return _in_description(contents, units)
+    return b"".join(box(kind, _replaced(inner, way[1:], units) if kind == way[0] else inner) for kind, inner in boxes(contents))
 
 
 def _in_description(contents: bytes, units: Sequence[bytes]) -> bytes:
@@ -130,8 +128,8 @@ def fragment(number: int, data: bytes, *, decoded: int, shown: int, duration: in
     )
     head = box(b"moof", box(b"mfhd", struct.pack(">II", 0, number)), track)
     # The picture begins behind the head of its own box.
-    at = len(head) - len(run) + 8
-    return head[:at] + (len(head) + 8).to_bytes(4, "big") + head[at + 4 :] + box(b"mdat", data)
+    at = len(head) - len(run) + 8  # Past its flags and its one sample.
+    return head[:at] + (len(head) + _HEAD).to_bytes(4, "big") + head[at + 4 :] + box(b"mdat", data)
 
 
 def units_of(sample: bytes) -> list[bytes]:

@@ -1,9 +1,10 @@
 """Encoder options that follow from the timeline: where the pictures lie that the others are made of.
 
 Theory of operation. A cross-fade is what B-frames are: where every image of the run is a P-frame, and the pictures between two images are
-B-frames, the encoder's own weighted prediction gives the whole cross-fade for a few bytes and hardly any work. ffmpeg offers no way to set the
-type of each frame, but with its decisions switched off x264 repeats one pattern, and that is made as long as an image is shown: the *rhythm*.
-Where that is no whole number, or a hold shifts the images, the P-frames come to lie beside the images; that costs a few per cent of bytes.
+B-frames, weighted prediction gives the whole cross-fade for a few bytes. Where images are some pictures apart, h264 and h265 have the images encoded
+only, and the B-frames are written without an encoder (`fades`, `weaving`): then the encoder must write no B-frames of its own, and nothing else that
+could not be moved apart. Elsewhere, as for ``mci``, its decisions are switched off, so that it repeats one pattern, as long as an image is shown: the
+*rhythm*. Where that is no whole number, or a hold shifts the images, the P-frames come to lie beside the images; that costs a few per cent of bytes.
 
 The B-frames refer to P-frames only, never to one another, so that a decoder needs two pictures of memory whatever their number.
 """
