@@ -3,11 +3,11 @@
 Theory of operation. It is that of `stepwatch.core.avc`: only *anchors* are encoded, as a plain sequence of I- and P-pictures, and `Weaver` moves
 them to their places in time and puts B-pictures between in which every block is skipped. A skipped block takes its motion from its neighbours,
 the first one none at all (8.5.3.2.2 with one candidate: the zero candidate of 8.5.3.2.5, once in each direction), so that every block is the
-mean of the anchors around it. H.265 has no implicit weights; each of these pictures tells its own (7.3.6.3), in parts of 256.
+mean of the anchors around it. H.265 has no implicit weights; each of these pictures tells its own (7.3.6.3), in parts of 128.
 
 What has to change in the encoder's own units: the parameters get room for two references and for one picture that waits for those before it,
-places of 16 bits, weights in B-slices, and slices that may go without the deblocking filter; each slice header gets its place, and the anchor
-before it as the only picture to keep (7.3.7). The coded blocks behind a header are copied as they are.
+weights in B-slices, and slices that may go without the deblocking filter; each slice header gets its place, and the anchor before it as the only
+picture to keep (7.3.7). The coded blocks behind a header are copied as they are.
 
 Motion may not be taken from the anchors' own: a picture that does not offer it would have to be without it for good (7.4.7.1, of
 slice_temporal_mvp_enabled_flag). That, rows that are coded side by side, and more than one reference are what x265 has to be told to leave out:
@@ -21,36 +21,40 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from stepwatch.core.bits import Reader, Unexpected, Writer, raw_of_unit, unit_of_raw
 from stepwatch.core.cabac import Coder, Context
 
 __all__ = ["LONGEST_FADE", "PARAMS", "Unexpected", "Weaver"]
 
-LONGEST_FADE = 255
-"""Pictures from one anchor to the next, at most: with more, the first and the last would have no weight in 256 of their own."""
+LONGEST_FADE = 127
+"""Pictures from one anchor to the next, at most: with more, the nearest would have no weight of their own, and places would take more bits."""
 PARAMS = "bframes=0:b-adapt=0:ref=1:temporal-mvp=0:wpp=0:open-gop=0:scenecut=0:keyint=-1"
 """What x265 must be asked for, among its own parameters."""
 
 _TRAILING, _BEGINS, _SLICES = 1, (19, 20), 32
 """nal_unit_type (table 7-1): TRAIL_R; IDR_W_RADL and IDR_N_LP; the first that is no slice."""
 _TRAILING_UNREFERRED = 0
-_VIDEO, _SEQUENCE, _PICTURE = 32, 33, 34
+_VIDEO, _SEQUENCE, _PICTURE, _ADVICE = 32, 33, 34, 39
+_OF_BUFFERS = (0, 1)
+"""Payloads of advice (annex D.2.1) that would no longer be true."""
 _ONLY_LAYER = 1
 """nuh_layer_id 0 and nuh_temporal_id_plus1 1, as the last nine bits of a unit's header."""
 _PROFILES = (1, 2, 4)
 """Main, Main 10, format range extensions (annex A.3)."""
 _PROFILE_BITS = 96
 """Of profile_tier_level with nothing but the whole stream in it (7.3.3)."""
-_PLACE_BITS = 16
+_PLACE_BITS = 8
+"""Of places as they are told, next to that of the last anchor: more than twice the longest fade (8.3.1)."""
 _B, _P = 0, 1
 """slice_type (table 7-7)."""
-_DENOMINATOR = 7
-"""Of weights, as a power of two; a mean has two halves of it. It is the largest, whose weights go up to 255 (7.4.7.3)."""
+_DENOMINATOR = 6
+"""Of weights, as a power of two: the two together are 128 of them, twice as many as H.264 has. Finer ones take more bytes than they are worth."""
 _SPLIT = (-15, 72), (10, 72), (-10, 96)
-"""Contexts for split_cu_flag in a B-slice (table 9-7: 107, 139, 126), by how many neighbours are smaller."""
+"""Contexts for split_cu_flag in a B-slice (initial values 107, 139, 126 of clause 9.3.2.2), by how many neighbours are smaller."""
 _SKIPPED = (15, 24), (10, 56), (15, 56)
-"""Contexts for cu_skip_flag in a B-slice (table 9-8: 197, 185, 201), by how many neighbours are skipped."""
+"""Contexts for cu_skip_flag in a B-slice (initial values 197, 185, 201), by how many neighbours are skipped."""
 _HEADER_BYTES = 64
 """More than a slice header ever has that knows of no entry points."""
 
@@ -114,6 +118,8 @@ class Weaver:
             kind = unit[0] >> 1 & 63
             if kind in (_VIDEO, _SEQUENCE, _PICTURE):
                 raise Unexpected("its parameters change")
+            if kind == _ADVICE and unit[2] in _OF_BUFFERS:
+                raise Unexpected("it promises a bit rate")
             if kind >= _SLICES:
                 woven.append(unit)
                 continue
@@ -124,7 +130,7 @@ class Weaver:
             elif kind == _TRAILING and gap:
                 place = self._place + gap
             else:
-                raise Unexpected("it has pictures that refer to later ones")
+                raise Unexpected("a picture is of another kind than asked for")
             woven.append(_placed(unit, self._sequence, self._picture, place=place, gap=gap))
         if place is None:
             raise Unexpected("a picture has no slice")
@@ -151,7 +157,7 @@ class Weaver:
         out.flag(0)  # mvd_l1_zero_flag
         if picture.prepared:
             out.flag(0)  # cabac_init_flag
-        _put_weights(out, round(256 * step / gap), chroma=sequence.chroma)
+        _put_weights(out, step, gap, chroma=sequence.chroma)
         out.unsigned(4)  # five_minus_max_num_merge_cand: one candidate
         out.signed(0)  # slice_qp_delta
         if picture.tinted:
@@ -207,20 +213,23 @@ def _put_references(out: Writer, *, before: int, after: int = 0) -> None:
             out.flag(1)
 
 
-def _put_weights(out: Writer, later: int, *, chroma: bool) -> None:
-    """Weights (7.3.6.3): *later* parts of 256 for the later anchor, and the others for the earlier one."""
+def _put_weights(out: Writer, step: int, gap: int, *, chroma: bool) -> None:
+    """Weights (7.3.6.3) of the two anchors: as far as the picture is on its way, for the later one, and what is left, for the earlier one."""
     out.unsigned(_DENOMINATOR)
     if chroma:
         out.signed(0)
-    for weight in (256 - later, later):
-        delta = weight - (1 << _DENOMINATOR)
+    one = 1 << _DENOMINATOR
+    later = round(Fraction(2 * one * step, gap))
+    for weight in (2 * one - later, later):
         out.bits(1 + chroma, -1)  # all have weights
-        out.signed(delta)
+        out.signed(weight - one)
         out.signed(0)
         if chroma:
-            # An offset of zero is told as what is left of the middle of the range, 128 (7-56).
-            for _ in range(4):
-                out.signed(delta)
+            # An offset is told as its distance from one that follows from the weight (7.4.7.3). The weights of both anchors make two wholes, so
+            # that those that follow are opposite; nothing has to be told, for only their sum is ever added (8.5.3.3.4.3).
+            for _ in range(2):
+                out.signed(weight - one)
+                out.signed(0)
 
 
 class _Copy:
@@ -356,7 +365,7 @@ def _new_video(unit: bytes) -> bytes:
 
 
 def _new_sequence(unit: bytes) -> tuple[bytes, _Sequence]:
-    """Sequence parameters (7.3.2.2.1) with room for two references, and places of 16 bits."""
+    """Sequence parameters (7.3.2.2.1) with room for two references, and places of as many bits as they need."""
     raw = raw_of_unit(unit)
     copy = _Copy(raw)
     copy.bits(16 + 4)
