@@ -111,7 +111,12 @@ class Weaver:
         """Whether the last anchor refers to nothing."""
 
     def anchor(self, units: Sequence[bytes], gap: int) -> list[bytes]:
-        """The units of the next anchor, which shows *gap* pictures after the one before it; 0 for the first."""
+        """The units of the next anchor, which shows *gap* pictures after the one before it; 0 for the first.
+
+        One that begins anew shows in the very next place: nothing can lead to it. Raises ValueError for more than the longest fade.
+        """
+        if gap > LONGEST_FADE:
+            raise ValueError(f"{gap} pictures from one anchor to the next are more than {LONGEST_FADE}")
         woven = []
         place = None
         for unit in units:

@@ -162,5 +162,7 @@ def test_no_fade_leads_to_a_picture_that_begins_anew(ffmpeg: str) -> None:
     weaver.anchor(coded.pictures[0], 0)
     with pytest.raises(Unexpected, match="begins anew"):
         weaver.anchor(coded.pictures[0], 2)
+    with pytest.raises(ValueError, match="more than 127"):
+        weaver.anchor(coded.pictures[0], LONGEST_FADE + 1)
     weaver.anchor(coded.pictures[0], 1)
     assert not list(weaver.fades(1))
