@@ -46,6 +46,8 @@ from stepwatch.watcher import Watcher
 
 LOOKING = 0.25
 """Seconds of a turn for looking at folders."""
+SCANNING = 0.1
+"""Seconds of a turn for finding them."""
 LONGEST_REST = 0.02
 """Seconds that the loop rests after a turn at most, and no longer than the turn has taken: hints that come meanwhile lead to one look together."""
 LONGEST_TURN = 5.0
@@ -157,6 +159,8 @@ class _Folder:
     output_dirs: set[Path] = field(default_factory=set)
     not_before: float = 0.0
     """Seconds awake; after a fault of its watch it is left alone for a while."""
+    seen: bool = False
+    """Its first look is over: whatever lay there when its watch began has been looked at."""
     clock: float | None = None
     """What time it was on its file system at ``clock_read``."""
     clock_read: float = -math.inf
@@ -207,6 +211,8 @@ class Service:
         """The last valid policy of each folder that a run was found in: what counts while a file is wrong."""
         self._resolved: dict[Path, config.Resolved] = {}
         """The policies of folders, for one turn of the loop."""
+        self._read: dict[Path, tuple[int, ...] | None] = {}
+        """The marks of their files when they were read, for one turn."""
         self._marks: dict[str, str | None] = {}
         """What of them decides which runs there are in the folders right below, for one turn."""
         self._left: dict[str, frozenset[str]] = {}
@@ -214,7 +220,6 @@ class Service:
         self._begun: dict[Writer, tuple[float, str | None]] = {}
         """When each writer began its latest run, and of which group that is."""
         self._policy_marks: dict[Path, tuple[int, ...]] = {}
-        self._seen_once = False
         self._told: set[str] = set()
         self._complaints: set[str] = set()
         """What was told of policies that are wrong still."""
@@ -240,6 +245,8 @@ class Service:
         """How often in a row."""
         self._pending: dict[tuple[_Folder, Path], None] = {}
         """Where something has changed and nobody has looked yet, in that order."""
+        self._backlog: dict[tuple[_Folder, Path], None] = {}
+        """The same for what a scan has come by: it is looked at when nothing else is to be."""
         self._global_pause = 0.0
         self._records: visit.Records | None = None
         self._executor: Executor | None = None
@@ -353,7 +360,9 @@ class Service:
         selector = selectors.DefaultSelector()
         selector.register(self._wake_reader, selectors.EVENT_READ)
         sockets.register(selector)
-        first = True
+        # What happens from now on is seen, be it by its event or by a look that comes later than its watch; so nobody needs to wait for that look.
+        system.notify("READY=1")
+        self._ready()
         with selector:
             while True:
                 begun = time.monotonic()
@@ -366,10 +375,6 @@ class Service:
                 self._save()
                 self._dispatch(self.clock.now())
                 self._keep_house(self.clock.now())
-                if first and not self._pending:
-                    first, self._seen_once = False, True
-                    system.notify("READY=1")
-                    self._ready()
                 self._tell_manager(now)
                 if self._is_over(self.clock.now()):
                     return
@@ -416,14 +421,14 @@ class Service:
         if any(map(self._asleep, self._folders)):
             self._gave_up = True
             return not self._futures
-        if self._futures or self._chores or self._cut_short or self._hinted or self._pending:
+        if self._futures or self._chores or self._cut_short or self._hinted or self._pending or self._backlog:
             return False
         hopeless = {at for at, count in self._troubles.items() if count >= GIVE_UP}
         if any((folder.path, place) not in hopeless for _, _, folder, place in self._later):
             return False
         self._gave_up = bool(hopeless)
         for folder in self._folders:
-            if folder.watcher and folder.watcher.due(now.awake) <= now.awake:
+            if folder.watcher and (folder.watcher.looking or folder.watcher.due(now.awake) <= now.awake):
                 return False
             given_up = folder.pauses >= GIVE_UP
             if folder.queue and not given_up:
@@ -436,7 +441,7 @@ class Service:
 
     def _collect(self, now: Now) -> None:
         hinted, self._hinted = self._hinted, False
-        self._resolved, self._marks, self._left = {}, {}, {}
+        self._read_anew()
         for folder in self._folders:
             if now.awake < folder.not_before:
                 continue
@@ -448,13 +453,27 @@ class Service:
                 continue
             with self._guard(folder):
                 changes = folder.watcher.collect(now.awake)
-                self._pending.update(dict.fromkeys((folder, place) for place in sorted(changes.folders)))
+                for place in sorted(changes.folders):
+                    self._put_down(folder, place, urgent=place in changes.urgent)
                 self._tell_health(folder)
                 for place in changes.gone:
                     self._forget_place(folder, place)
         while self._later and self._later[0][0] <= now.awake:
             _, _, failed, where = heapq.heappop(self._later)
             self._pending[failed, where] = None
+
+    def _read_anew(self) -> None:
+        """Policies may be other ones by now."""
+        self._resolved, self._read, self._marks, self._left = {}, {}, {}, {}
+
+    def _put_down(self, folder: _Folder, place: Path, *, urgent: bool) -> None:
+        """Have a folder looked at: soon where somebody may wait for it, else when it is its turn."""
+        at = (folder, place)
+        if urgent:
+            self._backlog.pop(at, None)
+            self._pending[at] = None
+        elif at not in self._pending:
+            self._backlog[at] = None
 
     def _is_resting(self, folder: _Folder, path: str, digest: int) -> bool:
         """Whether nothing is to be done in a folder, and nothing about any file is other than when an earlier daemon looked and found that."""
@@ -494,17 +513,32 @@ class Service:
 
     def _look_at_pending(self) -> None:
         """Look where something has changed, for a while: a tree of ten thousand folders must not keep signals and questions waiting."""
-        end = time.monotonic() + LOOKING
+        begun = time.monotonic()
         # Without receipts every look would fail, and a locked file takes its time to do so.
-        while self._has_work() and time.monotonic() < end:
-            folder, place = next(iter(self._pending))
-            del self._pending[folder, place]
+        while self._has_work():
+            taken = time.monotonic() - begun
+            if taken >= LOOKING or (not self._pending and self._hinted and taken >= LOOKING / 10):
+                break
+            urgent = bool(self._pending)
+            folder, place = at = next(iter(self._pending or self._backlog))
+            del (self._pending if urgent else self._backlog)[at]
             if not self._asleep(folder):
-                self._look(folder, place)
+                self._look(folder, place, urgent=urgent)
+        for folder in self._folders:
+            if not folder.seen and folder.watcher and not self._asleep(folder) and not folder.watcher.looking:
+                folder.seen = not self._ahead_in(folder)
+
+    def _ahead_in(self, folder: _Folder) -> int:
+        """How many places of a watched folder are known and have still to be looked at."""
+        return sum(1 for one, _ in (*self._pending, *self._backlog) if one is folder)
+
+    def _is_looking(self) -> bool:
+        """Whether the first look at some watched folder is still under way."""
+        return any(not folder.seen and not self._asleep(folder) for folder in self._folders)
 
     def _has_work(self) -> bool:
         """Whether there is something to look at, and receipts to look it up in."""
-        return bool(self._pending) and self.clock.now().awake >= self._global_pause
+        return bool(self._pending or self._backlog) and self.clock.now().awake >= self._global_pause
 
     @contextlib.contextmanager
     def _guard(self, folder: _Folder, place: Path | None = None) -> Iterator[None]:
@@ -530,14 +564,18 @@ class Service:
         else:
             heapq.heappush(self._later, (again, next(self._order), folder, place))
 
-    def _look(self, folder: _Folder, place: Path) -> None:
+    def _look(self, folder: _Folder, place: Path, *, urgent: bool = False) -> None:
         """Read the runs of one folder, and decide about each."""
         with self._guard(folder, place):
+            if urgent and not folder.seen:
+                # It is looked at before those above it. A policy in one of them counts, and must be known again when it is another one later.
+                for above in reversed([above for above in place.parents if above.is_relative_to(folder.path)]):
+                    self._policy_seen(folder, above)
+            self._policy_seen(folder, place, changed=urgent)
             self._look_at(folder, place)
 
     def _look_at(self, folder: _Folder, place: Path) -> None:
         now = self.clock.now()
-        self._policy_seen(folder, place)
         try:
             resolve = self._resolver(folder)
             if place in self._policy_marks:
@@ -742,10 +780,14 @@ class Service:
             if overrides is None:
                 # What no file of its own says otherwise is as it is above: ten thousand folders need not read the same files each.
                 while place not in self._resolved and place != folder.path and not os.path.lexists(place / config.FILE_NAME):
+                    self._read.setdefault(place, None)
                     place = place.parent if place.is_relative_to(folder.path) else folder.path
                 if place in self._resolved:
                     found = self._resolved[asked] = self._resolved[place]
                     return found
+                for above in (place, *place.parents):
+                    if above.is_relative_to(folder.path):
+                        self._read.setdefault(above, store.mark_of(above / config.FILE_NAME))
             try:
                 resolved = resolve(place, overrides)
             except ConfigError as error:
@@ -767,15 +809,22 @@ class Service:
 
         return with_memory
 
-    def _policy_seen(self, folder: _Folder, place: Path) -> None:
-        """A stepwatch.yaml lies here: when it has changed, everything below may be another thing now."""
+    def _policy_seen(self, folder: _Folder, place: Path, *, changed: bool = False) -> None:
+        """A stepwatch.yaml lies here: when it has changed, everything below may be another thing now.
+
+        One that nobody knew is no change during the first look, which comes from above; unless it is *changed* what lies there.
+        """
         mark = store.mark_of(place / config.FILE_NAME)
         before = self._policy_marks.get(place)
         if mark is None:
             self._policy_marks.pop(place, None)
         else:
             self._policy_marks[place] = mark
-        if before != mark and (before is not None or self._seen_once):
+        is_other = self._read.get(place, mark) != mark
+        if is_other:
+            # What was read for this turn, to find out what is left out here, is of yesterday.
+            self._read_anew()
+        if is_other or (before != mark and (before is not None or folder.seen or changed)):
             for line in [line for line in self._told if str(place / config.FILE_NAME) in line]:
                 self._told.discard(line)
             if folder.watcher:
@@ -867,7 +916,9 @@ class Service:
             exclude=lambda path: self._left_out(folder, path),
             recognise=lambda path, digest: self._is_resting(folder, path, digest),
             hint=self.wake,
+            turn=SCANNING,
         )
+        folder.seen = False
         folder.watcher.start()
         self._observer.note(f"watching {printable(str(folder.path))}")
         self._hinted = True
@@ -1072,7 +1123,7 @@ class Service:
         assert self._records is not None
         waiting = any(known.queued or known.action.do is Do.WAIT for known in self._runs.values())
         try:
-            if not self._futures and not waiting and self._records.ledger.rebuilt:
+            if not self._futures and not waiting and not self._is_looking() and self._records.ledger.rebuilt:
                 self._records.ledger.reconciled()
         except EnvironmentFault as error:
             self._ledger_fault(error, self.clock.now())
@@ -1155,6 +1206,9 @@ class Service:
         for folder in self._folders:
             if self._asleep(folder) or folder.keeping_house or now.awake < folder.next_housekeeping or self._ending or self._executor is None:
                 continue
+            if not folder.seen:
+                # First things first: the trash is in no hurry.
+                continue
             folder.next_housekeeping = now.awake + HOUSEKEEPING
             with self._guard(folder):
                 self._sweep(folder.output_dirs)
@@ -1226,13 +1280,20 @@ class Service:
         if now.awake - self._notified < PING and self._notified:
             return
         self._notified = now.awake
-        if not self._seen_once:
-            # A first look at a huge or slow tree is no reason to be killed for.
-            system.notify("EXTEND_TIMEOUT_USEC=60000000")
         if any(now.awake - known.sign_of_life > SIGN_OF_LIFE for known in self._futures.values()):
             return
         waiting = sum(len(folder.queue) for folder in self._folders)
-        system.notify(f"WATCHDOG=1\nSTATUS={len(self._futures)} rendering, {waiting} waiting, {self._rendered} rendered")
+        looks = [look for folder in self._folders if (look := self._first_look(folder)) is not None]
+        first = f"first look: {sum(look['done'] for look in looks)} of {sum(look['found'] for look in looks)} folders; " if looks else ""
+        system.notify(f"WATCHDOG=1\nSTATUS={first}{len(self._futures)} rendering, {waiting} waiting, {self._rendered} rendered")
+
+    def _first_look(self, folder: _Folder) -> dict[str, int] | None:
+        """How far the first look at a watched folder has come; None when it is over, or waits for the folder itself."""
+        if folder.seen or self._asleep(folder):
+            return None
+        assert folder.watcher is not None
+        health = folder.watcher.health
+        return {"done": max(0, health.folders - self._ahead_in(folder)), "found": health.folders + (health.ahead or 0)}
 
     def _answer(self, question: Question) -> dict[str, object]:
         if question.ask == "status":
@@ -1272,6 +1333,7 @@ class Service:
                     "folders": health.folders if health else 0,
                     "watches": health.watches if health else 0,
                     "recrawls": health.recrawls if health else 0,
+                    "first_look": self._first_look(folder),
                     "waiting": len(folder.queue),
                     "free_bytes": free,
                 }

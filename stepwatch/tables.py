@@ -57,9 +57,11 @@ def snapshot_table(snapshot: Mapping[str, Any]) -> RenderableType:
         folders.add_column(column, overflow="fold")
     for folder in snapshot["folders"]:
         free = f"{folder['free_bytes'] / 1e9:.1f} GB" if folder["free_bytes"] is not None else ""
-        folders.add_row(
-            _text(folder["path"]), _word(folder["state"]), _text(folder["file_system"]), str(folder["waiting"]), free, _text(folder["reason"])
-        )
+        # A daemon of an earlier version says nothing of it.
+        look = folder.get("first_look")
+        first = f"first look: {look['done']:,} of {look['found']:,} folders" if look else ""
+        why = "; ".join(filter(None, (first, folder["reason"])))
+        folders.add_row(_text(folder["path"]), _word(folder["state"]), _text(folder["file_system"]), str(folder["waiting"]), free, _text(why))
     parts.append(folders)
     runs = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("run", "phase", "progress", "why"):

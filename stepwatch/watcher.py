@@ -8,6 +8,9 @@ Events can be missing in many ways, most of them silent: a network file system, 
 renamed and made again. So `Watcher.collect` keeps asking. A cookie file is written now and then, and its event must come back. The kernel's own
 list of watches is held against the folders that the scan knows. Where anything is in doubt the folder is polled, and a full scan runs every so
 often in any case. All of this happens in the caller's thread and on the caller's clock.
+
+A large tree keeps nobody waiting. Its watches are set by a thread of their own, and only then is it scanned: what happens in between is in one or
+the other. The scan is made in slices, and what events have marked comes before the next of them.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import contextlib
 import errno
 import hashlib
 import logging
+import math
 import os
 import random
 import re
@@ -29,7 +33,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -62,6 +66,8 @@ OVERFLOWS_BORNE = 5
 MARKS_LIMIT = 10_000
 """Marked folders beyond which a full scan costs less than remembering them."""
 PROBLEMS_SHOWN = 5
+BEGINNING = 0.25
+"""Seconds between two questions whether all watches are set."""
 
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -83,6 +89,8 @@ class Changes:
     """Folders that were there, while the watched folder still is."""
     full: bool = False
     """Everything was scanned, nothing left out."""
+    urgent: frozenset[Path] = field(default=frozenset(), compare=False)
+    """Those of the folders that an event, or the caller, has named: somebody may wait for them, while a scan just comes by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +112,8 @@ class Health:
     """How often watchdog had to be started again."""
     problems: tuple[str, ...] = ()
     """Folders that cannot be listed: a few of them, with the reason."""
+    ahead: int | None = None
+    """Folders that the first scan has found and not been in yet; None when that is over."""
 
 
 # ---------------------------------------------------------------- the tree
@@ -118,9 +128,33 @@ class _Seen(NamedTuple):
 
 @dataclass(slots=True)
 class _Scan:
-    changed: set[str]
-    gone: set[str]
+    changed: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
     truthful: bool = True
+    vanished: dict[str, set[str]] = field(default_factory=dict)
+    """Names that are no longer to be found, by their parent's path; they are gone when the scan ends, and nothing has cast doubt on it."""
+
+
+@dataclass(slots=True)
+class _Sweep:
+    """A full scan that is under way."""
+
+    waiting: dict[str, int]
+    """Folders that it has still to look at, with their inodes; the last one is next."""
+    begun: float
+    fresh: set[str] = field(default_factory=set)
+    """Those of them that were made while it was under way."""
+    found: _Scan = field(default_factory=_Scan)
+    urgent: set[str] = field(default_factory=set)
+    """What has been found in those."""
+    cost: float = 0.0
+
+    def put(self, path: str, inode: int, *, fresh: bool) -> None:
+        """Have a folder looked at next."""
+        self.waiting.pop(path, None)
+        self.waiting[path] = inode
+        if fresh:
+            self.fresh.add(path)
 
 
 class _Tree:
@@ -139,14 +173,14 @@ class _Tree:
         self._exclude = exclude
         self._recognise = recognise
 
-    def scan(self, marks: Iterable[tuple[str, int, bool]]) -> _Scan:
+    def scan(self, marks: Iterable[tuple[str, int, bool]], *, sweep: _Sweep | None = None) -> _Scan:
         """Look at folders, each given with its inode, with all that lies below where that is asked for or where it is new.
 
         A folder that is closed to us keeps what was known of it, and so do all below it. Any other failure to list one (no descriptors left, a
-        disk or server that fails) casts doubt on the whole scan: nothing is gone by its word.
+        disk or server that fails) casts doubt on the whole scan: nothing is gone by its word. While a *sweep* is under way, what lies below is
+        left to it.
         """
-        result = _Scan(changed=set(), gone=set())
-        vanished: dict[str, set[str]] = {}
+        result = _Scan()
         visited: set[str] = set()
         waiting = list(marks)
         while waiting:
@@ -155,34 +189,56 @@ class _Tree:
                 continue
             visited.add(path)
             before = self.known.get(path)
-            try:
-                digest, below = self._list(path, before, deep=deep)
-            except OSError as error:
-                above, name = os.path.split(path)
-                if error.errno in _GONE and above in self.known:
-                    vanished.setdefault(above, set()).add(name)
-                    continue
-                # The watched folder itself included: whether that is gone is not for a scan to say.
-                self.problems[path] = f"{printable(path)}: {_reason(error)}"
-                if error.errno not in _DENIED:
-                    result.truthful = False
-                    self.again[path] = deep
-                continue
-            self.problems.pop(path, None)
-            if not self._recognise(path, digest) if before is None else before.digest != digest:
-                result.changed.add(path)
-            for name, number in below.items():
-                child = os.path.join(path, name)
+            for child, number in self._visit(path, inode, result, deep=deep).items():
                 known = self.known.get(child)
-                if deep or known is None or known.inode != number:
+                if not deep and known is not None and known.inode == number:
+                    continue
+                if sweep is None:
                     waiting.append((child, number, True))
-            if before is not None:
-                missing = {name for name in before.below if name not in below}
-                if missing:
-                    vanished.setdefault(path, set()).update(missing)
-            self.known[path] = _Seen(digest, inode, tuple(below))
-        self._bury(vanished, result)
+                else:
+                    is_new = path not in sweep.waiting if before is None else os.path.basename(child) not in before.below
+                    sweep.put(child, number, fresh=is_new)
+        self._bury(result)
         return result
+
+    def go_on(self, sweep: _Sweep, pause: Callable[[], bool]) -> bool:
+        """Go on with a scan of everything until *pause* says so, after one folder at the earliest; tell whether that was the last one."""
+        while sweep.waiting:
+            path, inode = sweep.waiting.popitem()
+            below = self._visit(path, inode, sweep.found, deep=True)
+            sweep.waiting.update(below)
+            if path in sweep.fresh:
+                sweep.fresh.remove(path)
+                sweep.fresh.update(below)
+                sweep.urgent.update({path} & sweep.found.changed)
+            if pause() and sweep.waiting:
+                return False
+        self._bury(sweep.found)
+        return True
+
+    def _visit(self, path: str, inode: int, result: _Scan, *, deep: bool) -> dict[str, int]:
+        """Look at one folder, and return those in it, by path, with their inodes."""
+        before = self.known.get(path)
+        try:
+            digest, below = self._list(path, before, deep=deep)
+        except OSError as error:
+            above, name = os.path.split(path)
+            if error.errno in _GONE and above in self.known:
+                result.vanished.setdefault(above, set()).add(name)
+                return {}
+            # The watched folder itself included: whether that is gone is not for a scan to say.
+            self.problems[path] = f"{printable(path)}: {_reason(error)}"
+            if error.errno not in _DENIED:
+                result.truthful = False
+                self.again[path] = deep
+            return {}
+        self.problems.pop(path, None)
+        if not self._recognise(path, digest) if before is None else before.digest != digest:
+            result.changed.add(path)
+        if before is not None and (missing := {name for name in before.below if name not in below}):
+            result.vanished.setdefault(path, set()).update(missing)
+        self.known[path] = _Seen(digest, inode, tuple(below))
+        return {os.path.join(path, name): number for name, number in below.items()}
 
     def _list(self, path: str, before: _Seen | None, *, deep: bool) -> tuple[int, dict[str, int]]:
         accepted = frozenset(before.below) if before is not None and not deep else frozenset()
@@ -204,19 +260,22 @@ class _Tree:
         files.sort()
         return int.from_bytes(hashlib.blake2b(b"".join(files), digest_size=8).digest(), "big"), below
 
-    def _bury(self, vanished: dict[str, set[str]], result: _Scan) -> None:
+    def _bury(self, result: _Scan) -> None:
         """Forget the folders that went away; after a doubtful scan keep them, to be looked for again."""
-        for parent, names in vanished.items():
+        for parent, names in result.vanished.items():
             above = self.known.get(parent)
-            if above is None:
-                continue
-            others = tuple(name for name in above.below if name not in names)
             if result.truthful:
-                self.known[parent] = above._replace(below=others)
-                for name in names:
+                # Another scan may have found it again since.
+                back = {name for name in names.intersection(above.below if above else ()) if not _is_gone(os.path.join(parent, name))}
+                self.again.update((os.path.join(parent, name), True) for name in back)
+                lost = names - back
+                if above is not None:
+                    self.known[parent] = above._replace(below=tuple(name for name in above.below if name not in lost))
+                for name in lost:
                     result.gone.update(self._forget(os.path.join(parent, name)))
-            else:
+            elif above is not None:
                 self.again.setdefault(parent, False)
+                others = (name for name in above.below if name not in names)
                 kept = (name for name in names if os.path.join(parent, name) in self.known)
                 self.known[parent] = above._replace(below=(*others, *kept))
 
@@ -252,6 +311,35 @@ class _Tree:
                 continue
             return None if part.startswith(".") or self._exclude(below) else place
         return place
+
+    def has_way(self, place: str, path: str) -> bool:
+        """Whether a scan that starts at *place* would come to the folder *path* below it."""
+        at = place
+        for part in os.path.relpath(path, place).split(os.sep):
+            at = os.path.join(at, part)
+            try:
+                if part.startswith(".") or not stat.S_ISDIR(os.lstat(at).st_mode) or self._exclude(at):
+                    return False
+            except OSError:
+                return False
+        return True
+
+
+def _inode_at(path: str) -> int:
+    """The inode of what lies there; 0 when that cannot be told."""
+    try:
+        return os.lstat(path).st_ino
+    except OSError:
+        return 0
+
+
+def _is_gone(path: str) -> bool:
+    """Whether there is surely nothing under this name."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno in _GONE
+    return False
 
 
 def _fields(name: str, *numbers: int) -> bytes:
@@ -417,9 +505,16 @@ class _Events:
         self._lost = False
         self._observer: BaseObserver | None = None
         self._top = ""
+        self._begun = threading.Event()
+        self.fault: Exception | None = None
+        """Why the watches could not be set."""
 
-    def begin(self, top: str) -> None:
-        """Watch a folder and all below it; OSError or RuntimeError when that cannot be."""
+    def begin(self, top: str, *, patience: float) -> None:
+        """Have a folder and all below it watched; OSError or RuntimeError when that cannot be.
+
+        Ten thousand folders take half a second, and those of a slow server far longer. After *patience* seconds a thread goes on with it: until
+        it has done, we are `starting`, and it may still end in a `fault`. The caller is given a hint then.
+        """
         from watchdog import events as kinds
         from watchdog.observers import Observer
 
@@ -457,13 +552,27 @@ class _Events:
         self._top = top
         observer = Observer()
         self._observer = observer
+        self._begun = begun = threading.Event()
+        self.fault = None
         try:
             observer.schedule(Handler(), top, recursive=True, event_filter=wanted)
-            observer.start()
+            threading.Thread(target=self._set_watches, args=(observer, begun), daemon=True, name="stepwatch-watch").start()
         except BaseException:
+            begun.set()
             self.end()
             raise
         _complaints.listeners.add(self)
+        begun.wait(None if math.isinf(patience) else patience)
+
+    def _set_watches(self, observer: BaseObserver, begun: threading.Event) -> None:
+        try:
+            observer.start()
+        except Exception as error:  # noqa: BLE001  # told to whoever asks next
+            if self._observer is observer:
+                self.fault = error
+        finally:
+            begun.set()
+            self._hint()
 
     def end(self) -> None:
         """Let go of watchdog's threads, waiting for them no longer than two seconds: on a dead server they may hang for good."""
@@ -474,7 +583,7 @@ class _Events:
             self._lost = False
             self.cookie_seen = False
         if observer is not None:
-            ending = threading.Thread(target=_dispose, args=(observer,), daemon=True, name="stepwatch-unwatch")
+            ending = threading.Thread(target=_dispose, args=(observer, self._begun), daemon=True, name="stepwatch-unwatch")
             ending.start()
             ending.join(1.8)
 
@@ -483,11 +592,18 @@ class _Events:
         return self._observer is not None
 
     @property
+    def starting(self) -> bool:
+        """Whether watches are still being set."""
+        return self._observer is not None and not self._begun.is_set()
+
+    @property
     def alive(self) -> bool:
         """Whether every thread between the kernel and us is; the observer alone says so even after its emitter has died."""
         observer = self._observer
         if observer is None:
             return False
+        if self.starting:
+            return True
         emitters = list(observer.emitters)
         reader = getattr(observer, "_inotify_fd", None)
         return (
@@ -565,7 +681,9 @@ class _Events:
         return True
 
 
-def _dispose(observer: BaseObserver) -> None:
+def _dispose(observer: BaseObserver, begun: threading.Event) -> None:
+    # While its watches are being set it must not be taken apart.
+    begun.wait()
     # One that never came to run has threads all the same: those that read for it.
     with contextlib.suppress(OSError, RuntimeError):
         observer.stop()
@@ -591,10 +709,11 @@ class Watcher:
     ``exclude`` names folders that are none of its business. ``recognise`` hears of each folder that is seen for the first time, with the digest of
     what is known of its frames, sidecar and policy without their contents: True keeps it from being told of. That digest is equal in every process.
     ``hint`` is called from other threads, and should do no more than wake the caller. Everything else belongs to one thread, but for `clock` and
-    `health`. ``stopwatch`` only measures what scans cost.
+    `health`. ``stopwatch`` only measures what scans cost. ``turn`` is for how many seconds a call may go on with a full scan, or wait for watches
+    to be set, before it returns and is due again.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what its caller wants, and what tests want otherwise
         self,
         folder: Path,
         *,
@@ -606,8 +725,10 @@ class Watcher:
         jitter: Callable[[], float] = random.random,
         native: bool = True,
         stopwatch: Callable[[], float] = time.perf_counter,
+        turn: float = math.inf,
     ) -> None:
         self.folder = folder
+        self._turn = turn
         self._poll = poll
         self._rescan = rescan
         self._jitter = jitter
@@ -626,9 +747,16 @@ class Watcher:
 
         # Everything that has been found and not yet been told, and what the caller wants to be told again.
         self._changed: set[str] = set()
+        self._urgent: set[str] = set()
         self._gone: set[str] = set()
         self._asked: set[str] = set()
         self._asked_all = False
+
+        self._beginning = False
+        """Watches are being set. They come first, the scan after them: nothing can then happen unseen between the two."""
+        self._sweep: _Sweep | None = None
+        self._swept = False
+        """There has been a full scan since the start."""
 
         # When what is due, on the caller's clock. None: nothing of the kind.
         self._look_at = 0.0
@@ -668,6 +796,7 @@ class Watcher:
         self._started = True
         self._last = None
         self._full_at = 0.0
+        self._sweep, self._swept = None, False
         self._recognise(0.0)
 
     def stop(self) -> None:
@@ -683,7 +812,9 @@ class Watcher:
             return now
         if self._asleep:
             return self._look_at
-        if self._asked or self._asked_all or self._events.lost or self._mute():
+        if self._beginning:
+            return now if not self._events.starting else self._last + BEGINNING
+        if self._sweep is not None or self._asked or self._asked_all or self._events.lost or self._mute():
             return now
         times = [self._full_at, self._full_again_at, self._again_at, self._cookie_at, self._cookie_until, self._count_at]
         if self._held:
@@ -702,8 +833,11 @@ class Watcher:
         if not self._recognise(now):
             self._last = now
             return Changes()
-        self._attend(now)
-        full = self._look(now)
+        if self._beginning and not self._events.starting:
+            self._conclude_begin(now)
+        if not self._beginning:
+            self._attend(now)
+        full = not self._beginning and self._look(now)
         self._last = now
         return self._tell(full=full) if self._still_there(now) else Changes()
 
@@ -739,8 +873,14 @@ class Watcher:
         return (facts.st_dev, facts.st_ino) == (place.device, place.inode)
 
     @property
+    def looking(self) -> bool:
+        """Whether watches are still being set, or a full scan is under way or has never been made."""
+        return self._started and not self._asleep and (self._beginning or self._sweep is not None or not self._swept)
+
+    @property
     def health(self) -> Health:
         """How well the folder is watched at present."""
+        sweep = self._sweep
         trouble = next(filter(None, self._troubles()), "")
         polled = self._interval() is not None
         return Health(
@@ -753,6 +893,7 @@ class Watcher:
             recrawls=self._recrawls,
             restarts=self._restarts,
             problems=tuple(list(self._tree.problems.values())[:PROBLEMS_SHOWN]),
+            ahead=None if self._swept or self._asleep else len(sweep.waiting) if sweep is not None else 0,
         )
 
     # ------------------------------------------------ the place
@@ -781,12 +922,12 @@ class Watcher:
 
     def _still_there(self, now: float) -> bool:
         """Look once more after a scan: what was found while the folder was taken away is kept to itself, not told."""
-        if not self._gone:
+        if not self._gone and not (self._sweep is not None and self._sweep.found.vanished):
             return True
         if self.is_there():
             return True
         # The next look decides; whatever it finds, everything is scanned then, and what is found again is not gone.
-        self._full_at = now
+        self._sweep, self._full_at = None, now
         return False
 
     def _sleep(self, now: float, reason: str) -> None:
@@ -794,6 +935,7 @@ class Watcher:
         if self._asleep != reason:
             self._events.end()
             self._watches = 0
+            self._beginning, self._sweep = False, None
             self._asleep = reason
             self._say()
 
@@ -808,6 +950,7 @@ class Watcher:
         self._silent = self._limited = ""
         if self._last is not None:
             self._restarts += 1
+        self._sweep = None
         self._begin(now)
         self._full_at = now
 
@@ -828,6 +971,7 @@ class Watcher:
     def _begin(self, now: float) -> None:
         """Start watchdog, or say why it cannot be; each failure doubles the time until the next try."""
         self._events.end()
+        self._beginning = False
         self._cookie_until = None
         self._suspects = frozenset()
         if not self._native:
@@ -839,9 +983,21 @@ class Watcher:
         self._revive_wait = min(2 * self._revive_wait, LONGEST_REVIVAL)
         self._unwatchable = ""
         try:
-            self._events.begin(self._top)
+            self._events.begin(self._top, patience=self._turn)
         except (OSError, RuntimeError) as error:
             self._unwatchable = _why_unwatchable(error)
+            return
+        self._beginning = True
+        if not self._events.starting:
+            self._conclude_begin(now)
+
+    def _conclude_begin(self, now: float) -> None:
+        """Watches are set, as many as there may be; or it turns out that there are none."""
+        self._beginning = False
+        fault = self._events.fault
+        if fault is not None:
+            self._events.end()
+            self._unwatchable = _why_unwatchable(fault)
             return
         # Its event tells whether events arrive here at all.
         self._cookie_at = now
@@ -943,37 +1099,76 @@ class Watcher:
     # ------------------------------------------------ the scans
 
     def _look(self, now: float) -> bool:
-        """Scan what is due; tell whether that was everything."""
+        """Scan what is due, and go on with a scan of everything; tell whether that has come to its end."""
         full = self._asked_all or now >= self._full_at or (self._full_again_at is not None and now >= self._full_again_at)
         urgent = full or self._events.lost or bool(self._asked) or self._due_again(now)
         self._held = not urgent and self._events.marked and now < self._not_before
-        if self._held:
+        if self._held and self._sweep is None:
             return False
         before = len(self._tree.known)
         begun = self._stopwatch()
-        marks, lost = self._events.take()
+        marks, lost = ({}, False) if self._held else self._events.take()
         if lost:
+            marks = {}
             self._recover(now)
-            full = True
-        truthful = self._scan_all() if full else self._scan_some(self._wanted(marks, now))
+        if full or lost or marks.get(self._top):
+            self._begin_sweep(now)
+        truthful = self._scan_some(self._wanted(marks, now))
+        sweep = self._sweep
+        over = sweep is not None and self._go_on(sweep)
         cost = self._stopwatch() - begun
-        if full:
-            self._cost = cost
-            self._plan_full(now + cost, begun=now)
-        else:
+        if sweep is None:
             self._not_before = now + cost * (COST_FACTOR // 2)
-        self._plan_again(now + cost, truthful=truthful)
-        if self._events.running and (len(self._tree.known) > before or full) and self._count_at is None:
+            self._plan_again(now + cost, truthful=truthful)
+        else:
+            sweep.cost += cost
+            if over:
+                truthful = sweep.found.truthful and truthful
+                self._end_sweep(sweep, now + cost, truthful=truthful)
+        if self._events.running and self._sweep is None and (len(self._tree.known) > before or over) and self._count_at is None:
             self._count_at = now + SETTLING
         self._say()
-        return full and truthful
+        return over and truthful
+
+    def _begin_sweep(self, now: float) -> None:
+        """Begin a scan of everything; while one is under way, another one follows."""
+        if self._sweep is not None:
+            self._full_at = now
+            return
+        place = self._place
+        self._sweep = _Sweep(waiting={self._top: place.inode if place is not None else 0}, begun=now)
+        self._full_at = math.inf
+        self._tree.again.clear()
+        self._again_at = None
+
+    def _go_on(self, sweep: _Sweep) -> bool:
+        begun, heard = time.monotonic(), self._events.count
+
+        def pause() -> bool:
+            taken = time.monotonic() - begun
+            # A part of the turn is its own, so that it comes to an end however much happens meanwhile.
+            return taken >= self._turn or (taken >= self._turn / 10 and self._events.count != heard)
+
+        over = self._tree.go_on(sweep, pause)
+        self._changed |= sweep.found.changed
+        self._urgent |= sweep.urgent
+        sweep.found.changed.clear()
+        sweep.urgent.clear()
+        if over:
+            self._gone |= sweep.found.gone
+        return over
+
+    def _end_sweep(self, sweep: _Sweep, now: float, *, truthful: bool) -> None:
+        self._sweep, self._swept = None, True
+        self._cost = sweep.cost
+        wanted_anew = not math.isinf(self._full_at)
+        self._plan_full(now, begun=sweep.begun)
+        if wanted_anew:
+            self._full_at = now
+        self._plan_again(now, truthful=truthful)
 
     def _due_again(self, now: float) -> bool:
         return self._again_at is not None and now >= self._again_at
-
-    def _scan_all(self) -> bool:
-        self._tree.again.clear()
-        return self._scan_some({self._top: True})
 
     def _wanted(self, marks: dict[str, bool], now: float) -> dict[str, bool]:
         wanted: dict[str, bool] = {}
@@ -985,8 +1180,14 @@ class Watcher:
             marks.setdefault(path, False)
         for path, deep in marks.items():
             place = self._tree.nearest(path, self._top)
-            if place is not None:
-                wanted[place] = wanted.get(place, False) or (deep and place == path)
+            if place is None:
+                continue
+            if self._sweep is not None and place != path and self._tree.has_way(place, path):
+                # Who writes there now need not wait until the sweep comes by.
+                wanted[path] = True
+                if os.path.join(place, os.path.relpath(path, place).split(os.sep)[0]) in self._sweep.waiting:
+                    continue
+            wanted[place] = wanted.get(place, False) or (deep and place == path)
         return wanted
 
     def _scan_some(self, wanted: dict[str, bool]) -> bool:
@@ -994,12 +1195,13 @@ class Watcher:
         for path, deep in wanted.items():
             seen = self._tree.known.get(path)
             place = self._place
-            inode = place.inode if path == self._top and place is not None else seen.inode if seen is not None else 0
+            inode = place.inode if path == self._top and place is not None else seen.inode if seen is not None else _inode_at(path)
             marks.append((path, inode, deep))
         # Taken from the end: what is to be seen with all below comes before a plain look at the same folder, ancestors before what they contain.
         marks.sort(key=lambda mark: (mark[2], -len(mark[0])))
-        result = self._tree.scan(marks)
+        result = self._tree.scan(marks, sweep=self._sweep)
         self._changed |= result.changed
+        self._urgent |= result.changed
         self._gone |= result.gone
         return result.truthful
 
@@ -1038,13 +1240,15 @@ class Watcher:
         if self._asked_all:
             self._changed.update(known)
         self._changed |= self._asked
+        self._urgent |= self._asked
         self._gone |= self._asked
         told = Changes(
             folders=frozenset(Path(path) for path in self._changed if path in known),
             gone=frozenset(Path(path) for path in self._gone if path not in known),
             full=full,
+            urgent=frozenset(Path(path) for path in self._urgent if path in known),
         )
-        self._changed, self._gone, self._asked, self._asked_all = set(), set(), set(), False
+        self._changed, self._urgent, self._gone, self._asked, self._asked_all = set(), set(), set(), set(), False
         return told
 
     def _say(self) -> None:
@@ -1064,7 +1268,7 @@ def _stands(path: str, watched: set[int]) -> bool:
         return False
 
 
-def _why_unwatchable(error: OSError | RuntimeError) -> str:
+def _why_unwatchable(error: Exception) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.ENOSPC:
         return _limit_sentence(0, 0)

@@ -187,15 +187,16 @@ class Daemon:
             )
         if wait:
             self.wait_until(lambda: "watching " in self.log[before:] or self.process is None or self.process.poll() is not None)
-            # It answers when it has looked for the first time. One that cannot open a socket watches all the same.
+            # Most tests speak of what it does when it has looked for the first time. One that cannot open a socket watches all the same.
             end = time.monotonic() + 5
-            while self.process.poll() is None and time.monotonic() < end and not self._answers():
+            while self.process.poll() is None and time.monotonic() < end and not self._has_looked():
                 time.sleep(0.02)
         return self
 
-    def _answers(self) -> bool:
+    def _has_looked(self) -> bool:
         with contextlib.suppress(StepwatchError):
-            return bool(self.status())
+            said = self.status()
+            return bool(said) and all(folder["first_look"] is None for folder in said["folders"])
         return False
 
     @property
@@ -221,6 +222,8 @@ class Daemon:
         def at_rest() -> bool:
             said = self.status()
             busy = {"recording", "complete", "stalled", "interrupted", "failed", "rendering", "render-failed"}
+            if any(folder["first_look"] for folder in said.get("folders", ())):
+                return False
             return bool(said) and not said["rendering"] and not said["waiting"] and not any(run["phase"] in busy for run in said["runs"])
 
         self.wait_until(at_rest, timeout=timeout)

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -23,9 +24,10 @@ from typing import Any
 
 import pytest
 
-from stepwatch import trash
-from stepwatch.config import load_service
+from stepwatch import trash, visit
+from stepwatch.config import Resolved, load_service
 from stepwatch.core import lifecycle
+from stepwatch.core.model import Run
 from stepwatch.core.policy import ServiceConfig
 from stepwatch.service import Service
 from tests.conftest import QUICK_POLICY, Daemon, MakeRun, sidecar_for, write_frame
@@ -683,7 +685,7 @@ def managed(address: str) -> Iterator[Manager]:
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["file", "abstract"])
 def test_the_service_manager_is_told(daemon: Daemon, gate: Gate, tmp_path: Path, abstract: bool) -> None:  # noqa: FBT001
-    """Row 72: READY comes after the first look, then signs of life with a status; RELOADING and READY around a reload; STOPPING at the end."""
+    """Row 72: READY comes when folders are watched, then signs of life with a status; RELOADING and READY around a reload; STOPPING at the end."""
     address = f"@stepwatch-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with_ffmpeg(daemon, gate.path)
     record(daemon.watched / "run", range(1, 5))
@@ -782,6 +784,77 @@ def test_signs_of_life_come_idle_and_rendering_and_not_from_a_dead_visit(
         assert len(manager.said) == count
         gate.open()
         daemon.wait_until(lambda: "WATCHDOG=1\nSTATUS=0 rendering, 0 waiting, 1 rendered" in manager.said)
+
+
+def many(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """So many finished runs, each of which takes its time to be looked at."""
+    for number in range(count):
+        record(daemon.watched / "old" / f"{number:03d}", range(1, 2))
+    daemon.configure({"detect": {**HASTY, "min_frames": 2}})
+    real = visit.runs_at
+
+    def slowly(place: Path, resolve: visit.Resolve) -> list[tuple[Run, Resolved]]:
+        time.sleep(0.05 if place.parent.name == "old" else 0.0)
+        return real(place, resolve)
+
+    monkeypatch.setattr(visit, "runs_at", slowly)
+
+
+def looked(service: Service) -> dict[str, int] | None:
+    """How far the first look has come."""
+    folders = service.snapshot()["folders"]
+    assert isinstance(folders, list)
+    found: dict[str, int] | None = folders[0]["first_look"]
+    return found
+
+
+def test_ready_does_not_wait_for_the_first_look_and_nor_do_runs(daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many old runs to look at, a daemon is ready at once, tells how far it is, and renders a run that begins meanwhile before all of them."""
+    many(daemon, monkeypatch, 100)
+    monkeypatch.setattr("stepwatch.service.PING", 0.05)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with managed(str(tmp_path / "notify")) as manager, serving(daemon) as (service, _):
+        daemon.wait_until(lambda: (looked(service) or {}).get("found") == 102)
+        record(daemon.watched / "old" / "new", range(1, 5))
+        daemon.wait_until(lambda: daemon.animations() == ["new.mp4"])
+        first = looked(service)
+        assert first is not None
+        assert first["done"] < first["found"] == 103
+        assert manager.said[0] == "READY=1"
+        daemon.wait_until(lambda: looked(service) is None)
+        assert service.snapshot()["active"] == 100
+        daemon.wait_until(lambda: manager.said[-1] == "WATCHDOG=1\nSTATUS=0 rendering, 0 waiting, 1 rendered")
+        said = [re.search(r"STATUS=first look: (\d+) of 10[23] folders; 0 rendering, 0 waiting, \d rendered", text) for text in manager.said]
+        done = [int(found[1]) for found in said if found]
+        assert len(done) > 3
+        assert done == sorted(done)
+
+
+@pytest.mark.parametrize("what", ["new", "edited", "removed"])
+def test_a_policy_that_changes_during_the_first_look_counts_for_all(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Also for the folders that were looked at by the policy of before."""
+    policy = daemon.watched / "old" / "stepwatch.yaml"
+    many(daemon, monkeypatch, 30)
+    if what != "new":
+        policy.write_text("version: 1\ndetect: {min_frames: 3}\n")
+    with serving(daemon) as (service, _):
+        daemon.wait_until(lambda: 5 < (looked(service) or {}).get("done", 0) < 20)
+        if what == "removed":
+            policy.unlink()
+        else:
+            put(policy, "version: 1\ndetect: {min_frames: 4}\n")
+        reason = f"it has 1 frame, and detect.min_frames is {2 if what == 'removed' else 4}"
+        daemon.wait_until(lambda: [run["reason"] for run in service.snapshot()["runs"]] == [reason] * 30)  # type: ignore[attr-defined]
+
+
+def test_one_pass_over_many_folders_leaves_none_out(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--once`` ends when the last of them has been looked at, however many turns that takes."""
+    many(daemon, monkeypatch, 30)
+    monkeypatch.setattr("stepwatch.service.SCANNING", 0.0)
+    service = Service(load=lambda: load_service(daemon.service_file), observer=Listener(), once=True, state=daemon.state, private=True)
+    assert service.run() == 0
+    with visit.open_records(daemon.state).ledger as ledger:
+        assert [summary.phase for summary in ledger.summaries()] == ["ignored"] * 30
 
 
 def test_a_run_that_always_fails_waits_longer_and_longer_and_is_given_up(

@@ -44,6 +44,7 @@ SCHEMA = _exactly(
             folders=_COUNT,
             watches=_COUNT,
             recrawls=_COUNT,
+            first_look={"anyOf": [{"type": "null"}, _exactly(done=_COUNT, found=_COUNT)]},
             waiting=_COUNT,
             free_bytes={"type": ["integer", "null"]},
         ),
