@@ -1284,7 +1284,7 @@ class Service:
             return
         waiting = sum(len(folder.queue) for folder in self._folders)
         looks = [look for folder in self._folders if (look := self._first_look(folder)) is not None]
-        first = f"first look: {sum(look['done'] for look in looks)} of {sum(look['found'] for look in looks)} folders; " if looks else ""
+        first = f"first look: {sum(look['done'] for look in looks):,} of {sum(look['found'] for look in looks):,} folders; " if looks else ""
         system.notify(f"WATCHDOG=1\nSTATUS={first}{len(self._futures)} rendering, {waiting} waiting, {self._rendered} rendered")
 
     def _first_look(self, folder: _Folder) -> dict[str, int] | None:
