@@ -84,7 +84,7 @@ def test_pictures_between_two_are_their_mix_and_those_are_as_they_were(ffmpeg: s
     [
         ("ultrafast", "", (16, 16)),
         ("superfast", "weightp=1:deblock=-1,-1", (64, 48)),
-        ("faster", "no-sao=1:min-cu-size=16", (518, 390)),
+        ("faster", "no-sao=1:min-cu-size=16", (134, 102)),
         ("fast", "no-deblock=1", (50, 38)),
         ("medium", "ctu=16:hash=1", (70, 150)),
     ],
