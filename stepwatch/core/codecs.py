@@ -168,10 +168,10 @@ _TABLE = (
         muxer="mp4",
         stream="hevc",
         qualities={
-            "default": _tuned_x265("veryfast", 27, "weightp=0", "ref=1", "max-merge=1", "me=dia", "subme=1"),
+            "default": _tuned_x265("veryfast", 25, "weightp=0", "ref=1", "max-merge=1", "me=dia", "subme=1", "min-cu-size=16"),
             "classic": _x265("faster", 28),
-            "high": _tuned_x265("faster", 20),
-            "small": _tuned_x265("fast", 33),
+            "high": _tuned_x265("faster", 18),
+            "small": _tuned_x265("fast", 30),
         },
         quality_option="crf",
         coarsest=48,
