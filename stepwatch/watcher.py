@@ -10,7 +10,9 @@ list of watches is held against the folders that the scan knows. Where anything 
 often in any case. All of this happens in the caller's thread and on the caller's clock.
 
 A large tree keeps nobody waiting. Its watches are set by a thread of their own, and only then is it scanned: what happens in between is in one or
-the other. The scan is made in slices, and what events have marked comes before the next of them.
+the other. The scan is made in slices, and what events have marked comes before the next of them. And while events are heard, a rescan mostly just
+glances at a folder: names cannot come or go in it without its own times changing. Files that are rewritten in place, which would show nowhere else,
+are looked at in turns.
 """
 
 from __future__ import annotations
@@ -66,6 +68,12 @@ OVERFLOWS_BORNE = 5
 MARKS_LIMIT = 10_000
 """Marked folders beyond which a full scan costs less than remembering them."""
 PROBLEMS_SHOWN = 5
+TURNS = 12
+"""Rescans after which every folder has been listed, and not just glanced at."""
+YOUNG = 2_000_000_000
+"""Nanoseconds since a folder's last change in which another one may leave it with the same time: some file systems count in steps of two seconds."""
+KEEPING_TIMES = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs"})
+"""File systems whose folders are known to tell when something comes or goes in them, whoever does it."""
 BEGINNING = 0.25
 """Seconds between two questions whether all watches are set."""
 
@@ -124,6 +132,10 @@ class _Seen(NamedTuple):
     inode: int
     below: tuple[str, ...]
     """Names of the folders in it."""
+    own: int | None = None
+    """What itself, sidecar and policy told of it; None when that is not enough to know that nothing has come or gone."""
+    told: tuple[str, ...] = ()
+    """Which of those two there are."""
 
 
 @dataclass(slots=True)
@@ -147,6 +159,8 @@ class _Sweep:
     found: _Scan = field(default_factory=_Scan)
     urgent: set[str] = field(default_factory=set)
     """What has been found in those."""
+    glancing: int | None = None
+    """Which twelfth of the folders is listed, while a glance does for the others; None: all are."""
     cost: float = 0.0
 
     def put(self, path: str, inode: int, *, fresh: bool) -> None:
@@ -170,6 +184,9 @@ class _Tree:
         """Folders that cannot be listed, and why."""
         self.again: dict[str, bool] = {}
         """What a scan could not find out; True: with all below."""
+        self.device = -1
+        """Of the watched folder; nothing is concluded from the times of folders on another one."""
+        self._told: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._exclude = exclude
         self._recognise = recognise
 
@@ -205,7 +222,9 @@ class _Tree:
         """Go on with a scan of everything until *pause* says so, after one folder at the earliest; tell whether that was the last one."""
         while sweep.waiting:
             path, inode = sweep.waiting.popitem()
-            below = self._visit(path, inode, sweep.found, deep=True)
+            below = self._glance(path, inode, sweep.glancing) if sweep.glancing is not None else None
+            if below is None:
+                below = self._visit(path, inode, sweep.found, deep=True)
             sweep.waiting.update(below)
             if path in sweep.fresh:
                 sweep.fresh.remove(path)
@@ -216,11 +235,28 @@ class _Tree:
         self._bury(sweep.found)
         return True
 
+    def _glance(self, path: str, inode: int, turn: int) -> dict[str, int] | None:
+        """Return the folders in one where nothing has come or gone, as far as it tells itself; None when it is to be listed."""
+        seen = self.known.get(path)
+        if seen is None or seen.own is None or seen.inode != inode or hash(path) % TURNS == turn:
+            return None
+        try:
+            own = _own(os.lstat(path), (_facts_of(name, os.lstat(os.path.join(path, name))) for name in seen.told))
+        except OSError:
+            return None
+        below = {}
+        for name in seen.below:
+            child = os.path.join(path, name)
+            if child not in self.known:
+                return None
+            below[child] = self.known[child].inode
+        return below if own == seen.own else None
+
     def _visit(self, path: str, inode: int, result: _Scan, *, deep: bool) -> dict[str, int]:
         """Look at one folder, and return those in it, by path, with their inodes."""
         before = self.known.get(path)
         try:
-            digest, below = self._list(path, before, deep=deep)
+            digest, below, own, told = self._list(path, before, deep=deep)
         except OSError as error:
             above, name = os.path.split(path)
             if error.errno in _GONE and above in self.known:
@@ -237,28 +273,43 @@ class _Tree:
             result.changed.add(path)
         if before is not None and (missing := {name for name in before.below if name not in below}):
             result.vanished.setdefault(path, set()).update(missing)
-        self.known[path] = _Seen(digest, inode, tuple(below))
+        self.known[path] = _Seen(digest, inode, tuple(below), own, self._told.setdefault(told, told))
         return {os.path.join(path, name): number for name, number in below.items()}
 
-    def _list(self, path: str, before: _Seen | None, *, deep: bool) -> tuple[int, dict[str, int]]:
+    def _list(self, path: str, before: _Seen | None, *, deep: bool) -> tuple[int, dict[str, int], int | None, tuple[str, ...]]:
+        """Return the digest of a folder, the folders in it with their inodes, and what `_Seen` calls ``own`` and ``told``."""
         accepted = frozenset(before.below) if before is not None and not deep else frozenset()
         files: list[bytes] = []
+        told: dict[str, bytes] = {}
         below: dict[str, int] = {}
+        # Before it is listed: what comes meanwhile makes it another one.
+        itself = os.lstat(path)
+        telling = itself.st_dev == self.device and time.time_ns() - max(itself.st_mtime_ns, itself.st_ctime_ns) > YOUNG
         with os.scandir(path) as listing:
             for entry in listing:
                 name = entry.name
                 if name.startswith("."):
                     continue
-                told = name in TOLD_FILES or is_frame_name(name)
+                is_told = name in TOLD_FILES
+                counts = is_told or is_frame_name(name)
                 if _is_folder(entry):
-                    if told:
+                    if counts:
                         files.append(_fields(name, entry.inode() & 0x7FFF_FFFF_FFFF_FFFF))
                     if name in accepted or not self._exclude(os.path.join(path, name)):
                         below[name] = entry.inode()
-                elif told:
-                    files.append(_facts(entry))
+                    else:
+                        # That may change without a trace.
+                        telling = False
+                elif counts:
+                    fields = _facts(entry)
+                    files.append(fields)
+                    if is_told:
+                        told[name] = fields
+                    if telling and entry.is_symlink():
+                        telling = False
         files.sort()
-        return int.from_bytes(hashlib.blake2b(b"".join(files), digest_size=8).digest(), "big"), below
+        digest = int.from_bytes(hashlib.blake2b(b"".join(files), digest_size=8).digest(), "big")
+        return digest, below, _own(itself, told.values()) if telling else None, tuple(told)
 
     def _bury(self, result: _Scan) -> None:
         """Forget the folders that went away; after a doubtful scan keep them, to be looked for again."""
@@ -359,6 +410,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def _own(itself: os.stat_result, told: Iterable[bytes]) -> int:
+    """What a folder and the files in it that speak of it tell; means something in this process only."""
+    return hash((itself.st_dev, itself.st_ino, itself.st_mtime_ns, itself.st_ctime_ns, *told))
+
+
+def _facts_of(name: str, facts: os.stat_result) -> bytes:
+    return _fields(name, _inode(facts), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
 def _facts(entry: os.DirEntry[str]) -> bytes:
     """Everything about a file that a rewrite of it changes; the change time cannot be set back."""
     try:
@@ -372,7 +432,7 @@ def _facts(entry: os.DirEntry[str]) -> bytes:
         if error.errno not in (*_GONE, *_DENIED):
             raise
         return _fields(entry.name)
-    return _fields(entry.name, _inode(facts), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    return _facts_of(entry.name, facts)
 
 
 # ---------------------------------------------------------------- the place
@@ -757,11 +817,16 @@ class Watcher:
         self._sweep: _Sweep | None = None
         self._swept = False
         """There has been a full scan since the start."""
+        self._routines = 0
+        self._heard = False
+        """A cookie's event has arrived since watches were set."""
 
         # When what is due, on the caller's clock. None: nothing of the kind.
         self._look_at = 0.0
         """The first collect looks at once, whatever its clock says: it has no ``_last`` yet."""
         self._full_at = 0.0
+        self._routine_at = math.nan
+        """When the next full scan was planned; one at another time has been asked for by something that has happened."""
         self._full_again_at: float | None = None
         self._again_at: float | None = None
         self._held = False
@@ -945,6 +1010,7 @@ class Watcher:
             self._gone |= self._tree.forget_all()
             self._top = top
         self._place = place if place.token else self._mark_place(place)
+        self._tree.device = place.device
         self._asleep = ""
         self._kind = file_system(Path(top))
         self._silent = self._limited = ""
@@ -971,7 +1037,7 @@ class Watcher:
     def _begin(self, now: float) -> None:
         """Start watchdog, or say why it cannot be; each failure doubles the time until the next try."""
         self._events.end()
-        self._beginning = False
+        self._beginning = self._heard = False
         self._cookie_until = None
         self._suspects = frozenset()
         if not self._native:
@@ -1040,6 +1106,7 @@ class Watcher:
         events = self._events
         if events.cookie_seen:
             events.cookie_seen = False
+            self._heard = True
             self._cookie_until = None
             if self._silent:
                 # What came between the last poll and the first event was seen by neither.
@@ -1112,7 +1179,7 @@ class Watcher:
             marks = {}
             self._recover(now)
         if full or lost or marks.get(self._top):
-            self._begin_sweep(now)
+            self._begin_sweep(now, routine=not lost and not marks.get(self._top) and self._is_routine(now))
         truthful = self._scan_some(self._wanted(marks, now))
         sweep = self._sweep
         over = sweep is not None and self._go_on(sweep)
@@ -1130,13 +1197,23 @@ class Watcher:
         self._say()
         return over and truthful
 
-    def _begin_sweep(self, now: float) -> None:
+    def _is_routine(self, now: float) -> bool:
+        """Whether nothing has happened but that it is time for a rescan, and events tell what a glance does not show."""
+        again = self._full_again_at is not None and now >= self._full_again_at
+        if self._asked_all or again or self._full_at != self._routine_at or not self._swept:
+            return False
+        return self._heard and self._events.alive and not any(self._troubles()) and self._interval() is None and self._kind in KEEPING_TIMES
+
+    def _begin_sweep(self, now: float, *, routine: bool) -> None:
         """Begin a scan of everything; while one is under way, another one follows."""
         if self._sweep is not None:
             self._full_at = now
             return
         place = self._place
         self._sweep = _Sweep(waiting={self._top: place.inode if place is not None else 0}, begun=now)
+        if routine:
+            self._sweep.glancing = self._routines % TURNS
+            self._routines += 1
         self._full_at = math.inf
         self._tree.again.clear()
         self._again_at = None
@@ -1220,7 +1297,7 @@ class Watcher:
     def _plan_full(self, now: float, *, begun: float) -> None:
         jittered = self._rescan * (0.75 + 0.5 * self._jitter())
         interval = self._interval()
-        self._full_at = now + (jittered if interval is None else min(interval, jittered))
+        self._full_at = self._routine_at = now + (jittered if interval is None else min(interval, jittered))
         if self._full_again_at is not None and begun >= self._full_again_at:
             self._full_again_at = None
         if self._limited and begun >= self._revive_at:

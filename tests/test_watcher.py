@@ -563,6 +563,158 @@ def test_a_watcher_may_be_stopped_while_its_watches_are_set(top: Path, monkeypat
     assert threading.active_count() == before
 
 
+# ---------------------------------------------------------------- a rescan that glances
+
+
+@contextmanager
+def glancing(folder: Path, **choices: Any) -> Iterator[tuple[Watched, Callable[[], set[str]]]]:
+    """A watcher that hears its cookies and no other event; and what a rescan finds, with the folders that it lists."""
+    watched = Watched(folder, **choices)
+    listed: set[str] = set()
+    real_list, real_note = watched.watcher._tree._list, watched.watcher._events._note
+
+    def listing(path: str, *arguments: Any, **choices: Any) -> Any:
+        listed.add(path)
+        return real_list(path, *arguments, **choices)
+
+    def rescan() -> set[str]:
+        listed.clear()
+        changes = watched.let(301)
+        assert changes.full
+        return {str(path) for path in changes.folders | changes.gone}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watcher, "YOUNG", 0)
+        patch.setattr(watched.watcher._events, "_note", lambda event: real_note(event) if "cookie" in event.src_path else None)
+        patch.setattr(watched.watcher._tree, "_list", listing)
+        tick(folder)
+        watched.watcher.start()
+        try:
+            watched.collect()
+            watched.let(10)
+            rescan.listed = listed  # type: ignore[attr-defined]
+            yield watched, rescan
+        finally:
+            watched.watcher.stop()
+
+
+def test_a_rescan_lists_a_twelfth_of_the_folders_and_glances_at_the_others(top: Path) -> None:
+    """While events are heard; after twelve of them each folder was listed."""
+    for number in range(240):
+        write(top / f"{number % 8}" / f"{number}", "00000.png", "run.json")
+    with glancing(top) as (watched, rescan):
+        listed: list[set[str]] = []
+        for _ in range(watcher.TURNS):
+            assert rescan() == set()
+            listed.append(set(rescan.listed))  # type: ignore[attr-defined]
+        assert set().union(*listed) == set(watched.watcher._tree.known)
+        assert sum(map(len, listed)) == len(watched.watcher._tree.known) == 249
+
+
+@pytest.mark.parametrize(
+    "change", ["add", "delete", "rename", "replace", "new folder", "folder gone", "folder replaced", "sidecar", "policy", "sidecar gone"]
+)
+def test_a_glance_sees_what_comes_and_goes_and_what_sidecars_say(top: Path, change: str) -> None:
+    """Whatever makes a run or completes one is found by the next rescan, although its event was lost."""
+    run = write(top / "a" / "run", "00000.png", "00001.png", "run.json", "stepwatch.yaml")
+    write(run / "inner", "00000.png")
+    for number in range(20):
+        write(top / "a" / f"{number}", "00000.png", "run.json")
+    write(top / "aside.tmp", "00000.png")
+    # Whichever twelfth it is in, it is not listed for that.
+    with glancing(top) as (watched, rescan):
+        turn = hash(str(run)) % watcher.TURNS
+        watched.watcher._routines = (turn + 1) % watcher.TURNS if turn + 1 != hash(str(run.parent)) % watcher.TURNS else (turn + 2) % watcher.TURNS
+        wanted = {str(run)}
+        match change:
+            case "add":
+                write(run, "00002.png")
+            case "delete":
+                (run / "00000.png").unlink()
+            case "rename":
+                (run / "00000.png").rename(run / "00002.png")
+            case "replace":
+                (run / "new.tmp").write_bytes(b"x")
+                (run / "new.tmp").rename(run / "00000.png")
+            case "new folder":
+                wanted = {str(write(run / "new", "00000.png"))}
+            case "folder gone":
+                shutil.rmtree(run / "inner")
+                wanted = {str(run / "inner")}
+            case "folder replaced":
+                shutil.rmtree(run)
+                (top / "aside.tmp").rename(run)
+                wanted |= {str(run / "inner")}
+            case "sidecar":
+                write(run, "run.json", content=b"y")
+            case "policy":
+                write(run, "stepwatch.yaml", content=b"y")
+            case "sidecar gone":
+                (run / "run.json").unlink()
+        assert rescan() - {str(top / "aside.tmp")} == wanted
+
+
+def test_a_frame_rewritten_in_place_is_found_after_twelve_rescans_at_the_latest(top: Path) -> None:
+    """Should its event be lost, without anybody's noticing, the twelfth of the folders in which it lies has its turn."""
+    run = write(top / "run", "00000.png")
+    with glancing(top) as (_, rescan):
+        tick(top)
+        rescan()
+        write(run, "00000.png", content=b"y")
+        found = [rescan() for _ in range(watcher.TURNS)]
+        assert found.count({str(run)}) == 1
+        assert found.count(set()) == watcher.TURNS - 1
+
+
+@pytest.mark.parametrize("why", ["polled", "unknown", "silent", "silent, off", "no events", "lost", "asked"])
+def test_a_glance_will_not_do_where_events_are_in_doubt(top: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """Then every folder is listed, so that a frame rewritten in place is found by the very next scan."""
+    runs = [write(top / f"{number}", "00000.png") for number in range(20)]
+    if why == "unknown":
+        monkeypatch.setattr(watcher, "file_system", lambda _: "fat9")
+    poll = 5.0 if why == "polled" else "off" if why == "silent, off" else "auto"
+    with glancing(top, native=why != "no events", poll=poll) as (watched, rescan):
+        rescan()
+        if why.startswith("silent"):
+            watched.watcher._events._note = lambda event: None  # type: ignore[method-assign]
+            watched.patience = 0.0
+            watched.let(60)
+        for run in runs:
+            write(run, "00000.png", content=b"y")
+        match why:
+            case "lost":
+                watched.watcher._events.lose()
+                assert watched.collect().folders == set(runs)
+            case "asked":
+                watched.watcher.look_again(None)
+                assert watched.collect().folders == {top, *runs}
+                assert rescan() == set()
+            case "no events" | "polled" | "silent":
+                assert watched.let(10).folders == set(runs)
+            case _:
+                assert rescan() == set(map(str, runs))
+
+
+def test_a_folder_that_does_not_tell_enough_is_listed_each_time(top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with a link among its frames, one with something in it that is left out, and one that has changed only a moment ago."""
+    target = write(tmp_path / "elsewhere", "00000.png") / "00000.png"
+    linked = write(top / "a" / "linked")
+    (linked / "00000.png").symlink_to(target)
+    left_out = {str(write(top / "a" / "outer" / "other", "00000.png"))}
+    plain = [str(write(top / "a" / f"{number}", "00000.png")) for number in range(30)]
+    with glancing(top, exclude=left_out.__contains__) as (watched, rescan):
+        target.write_bytes(b"longer")
+        assert rescan() == {str(linked)}
+        assert len(rescan.listed.intersection(plain)) < 10  # type: ignore[attr-defined]
+        other = left_out.pop()
+        assert rescan() == {other}
+        monkeypatch.setattr(watcher, "YOUNG", 10**12)
+        for _ in range(watcher.TURNS):
+            rescan()
+        rescan()
+        assert rescan.listed == set(watched.watcher._tree.known)  # type: ignore[attr-defined]
+
+
 # ---------------------------------------------------------------- what events do
 
 

@@ -617,7 +617,7 @@ class DaemonConfig:
     nice: Annotated[int, Range(at_least=0, at_most=19)] = 19
     """How far renders step back behind other programs: 0 not at all, 19 as far as possible."""
     rescan: Annotated[Duration, Range(at_least=1, at_most=_day)] = Fraction(300)
-    """All watched folders are looked through this often, in case an event was lost."""
+    """All watched folders are looked through this often, in case an event was lost; files rewritten in place, a twelfth of the folders each time."""
     min_free_space: Annotated[Size, Range(at_least=0)] = 10**9
     """No render starts with less than this free on the disk of its output."""
     max_attempts: Annotated[int, Range(at_least=1, at_most=1000)] = 4
