@@ -46,7 +46,7 @@ from stepwatch.watcher import Watcher
 
 LOOKING = 0.25
 """Seconds of a turn for looking at folders."""
-SCANNING = 0.1
+SCANNING = 0.05
 """Seconds of a turn for finding them."""
 LONGEST_REST = 0.02
 """Seconds that the loop rests after a turn at most, and no longer than the turn has taken: hints that come meanwhile lead to one look together."""
@@ -196,7 +196,8 @@ class Service:
         self._folders: list[_Folder] = []
         self._runs: dict[RunKey, _Known] = {}
         self._by_place: dict[Path, set[RunKey]] = {}
-        self._at_rest: dict[RunKey, str] = {}
+        self._at_rest: dict[int, int] = {}
+        """The fingerprints that runs at rest had, all by their hashes: ten thousand keys and texts are three megabytes."""
         self._rests: dict[str, int] = {}
         """By what an earlier daemon knew folders in which everything was at rest; each until it has been seen once."""
         self._resting: dict[str, int] = {}
@@ -292,10 +293,8 @@ class Service:
         records = visit.open_records(self._state)
         for note in records.ledger.notes:
             self._observer.note(note, level="warning")
-        self._at_rest = records.ledger.fingerprints()
-        names = {key.folder: key.folder for key in self._at_rest}
-        # One text for each folder: ten thousand are a megabyte.
-        self._rests = {names.get(folder, folder): mark for folder, mark in records.ledger.rests().items()}
+        self._at_rest = {hash(key): hash(mark) for key, mark in records.ledger.fingerprints().items()}
+        self._rests = records.ledger.rests()
         self._sweep(records.ledger.output_folders())
         return records
 
@@ -506,7 +505,7 @@ class Service:
             return
         path = os.fspath(place)
         keys = [run.key for run in runs]
-        if keys and all(key.folder == path and key in self._at_rest for key in keys):
+        if keys and all(key.folder == path and hash(key) in self._at_rest for key in keys):
             mark = self._mark_of_rest(folder, path, folder.watcher.digest(path))
             if mark is not None:
                 self._resting[path] = mark
@@ -527,6 +526,11 @@ class Service:
         for folder in self._folders:
             if not folder.seen and folder.watcher and not self._asleep(folder) and not folder.watcher.looking:
                 folder.seen = not self._ahead_in(folder)
+                if folder.seen and not self._is_looking():
+                    if not self._rests:
+                        # A table keeps its size when it is emptied.
+                        self._rests = {}
+                    system.give_back_memory()
 
     def _ahead_in(self, folder: _Folder) -> int:
         """How many places of a watched folder are known and have still to be looked at."""
@@ -612,7 +616,7 @@ class Service:
             self._drop(run.key)
             known.folder = folder
             known = self._runs.get(run.key)
-        if known is None and self._at_rest.get(run.key) == mark:
+        if known is None and self._at_rest.get(hash(run.key)) == hash(mark):
             return
         if known and (known.visiting or (known.queued and known.sighting.fingerprint == mark)):
             # Whoever visits it looks for himself, and it is looked at again afterwards.
@@ -687,7 +691,7 @@ class Service:
             if settled and tell and "its frames stay" in action.reason:
                 self._observer.say(known.name, action.reason, level="warning")
             if settled:
-                self._at_rest[known.key] = mark
+                self._at_rest[hash(known.key)] = hash(mark)
                 if not known.visiting:
                     self._drop(known.key)
             elif action.phase in (Phase.QUARANTINED, Phase.HELD) and tell:
@@ -1137,7 +1141,7 @@ class Service:
             known.folder.queue.append(known)
             heapq.heappush(self._timers, (known.hold_until, next(self._order), known.key))
         elif not self._asleep(known.folder):
-            self._at_rest.pop(known.key, None)
+            self._at_rest.pop(hash(known.key), None)
             self._look(known.folder, known.place)
 
     def _concluded(self, known: _Known, step: visit.Step, now: Now) -> None:

@@ -631,6 +631,14 @@ def _lock_file(path: Path, lock: Callable[[int], bool]) -> int | None:
         os.close(descriptor)
 
 
+def give_back_memory() -> None:
+    """Have the C library return to the system what it keeps of memory that is no longer used: after much has been read once, a few megabytes."""
+    if LINUX:
+        # glibc's own; musl has nothing of the kind, and does not need to be asked.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 # --- systemd, and the places that systems keep for programs ------------------------------------------------------------------------------
 
 

@@ -395,7 +395,11 @@ def _is_gone(path: str) -> bool:
 
 def _fields(name: str, *numbers: int) -> bytes:
     """A name and what is known of it, so that no two of them written one behind the other can pass for others."""
-    return name.encode("utf-8", "surrogateescape") + struct.pack(f"<xB{len(numbers)}q", len(numbers), *numbers)
+    shape = _FOUR if len(numbers) == 4 else struct.Struct(f"<xB{len(numbers)}q")
+    return name.encode("utf-8", "surrogateescape") + shape.pack(len(numbers), *numbers)
+
+
+_FOUR = struct.Struct("<xB4q")
 
 
 def _inode(facts: os.stat_result) -> int:

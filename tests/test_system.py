@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import json
@@ -952,3 +953,33 @@ def test_systemd_says_where_things_are_kept(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/stepwatch")
     assert (system.state_dir(), system.runtime_dir()) == (Path("/var/lib/stepwatch"), Path("/run/stepwatch"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="only glibc keeps memory and gives it back when told to")
+def test_memory_that_was_needed_once_is_given_back() -> None:
+    """What many small pieces have left behind goes back to the system; asked twice it has nothing more to give, and elsewhere nothing happens."""
+    script = """
+import ctypes
+from stepwatch import system
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+library.free.argtypes = [ctypes.c_void_p]
+pieces = [library.malloc(1024) for _ in range(20_000)]
+for piece in pieces:
+    ctypes.memset(piece, 1, 1024)
+last = library.malloc(1024)
+for piece in pieces:
+    library.free(piece)
+before = resident()
+system.give_back_memory()
+system.give_back_memory()
+print(before - resident())
+system.LINUX = False
+system.give_back_memory()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) > 10_000_000
