@@ -249,7 +249,7 @@ def test_one_that_does_not_answer_is_not_waited_for(fake: Fake, tmp_path: Path, 
 
 def test_one_that_decodes_for_ever_is_not_waited_for(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 51: an earlier output is taken for whole only when it ends where it should."""
-    plan = cast("OutputPlan", SimpleNamespace(codec=SimpleNamespace(name="h264"), pictures=3, max_size=None))
+    plan = cast("OutputPlan", SimpleNamespace(codec=SimpleNamespace(name="h264", video=True), pictures=3, max_size=None))
     monkeypatch.setattr(verify, "_check_packets", lambda *_, **__: (Fraction(1), (32, 24)))
     program = fake('echo $$ > "$PIDS"; exec cat /dev/zero')
     with pytest.raises(VerifyError, match="decodes to more pictures, 3 were planned"):
@@ -289,7 +289,7 @@ PARENTS = {
     "encoding": "running = encoder.Encoder([program])\nrunning.write(bytes(2304))\nwait()",
     "asking": "threading.Thread(target=wait).start()\nencoder.capabilities(program)",
     "listing": "threading.Thread(target=wait).start()\nverify.run([program], threading.Event())",
-    "decoding": "threading.Thread(target=wait).start()\nlist(verify._decoded(Path('x.mp4'), program, threading.Event()))",
+    "decoding": "threading.Thread(target=wait).start()\nlist(verify._decoded(Path('x.mp4'), program, threading.Event(), luma=True))",
     "reading tags": "threading.Thread(target=wait).start()\ntags._read_by_ffmpeg(Path('x.mp4'), 'mov', program)",
 }
 

@@ -30,6 +30,8 @@ LONGEST_FADE = 63
 _SLICE, _IDR, _SEQUENCE, _PICTURE = 1, 5, 7, 8
 _WITH_CHROMA = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 """Profiles whose sequence parameters tell of planes and depths (7.3.2.1.1)."""
+_NO_B_SLICES = 4
+"""constraint_set5_flag, among the flags behind the profile (7.4.2.1.1)."""
 _PLACE_BITS = 16
 _SKIPPED_IN_B = 18, 64
 """Context 24, for mb_skip_flag in a B-slice whose neighbours are skipped too, with cabac_init_idc 0 (table 9-13)."""
@@ -80,7 +82,10 @@ class Weaver:
 
     def anchor(self, units: Sequence[bytes], gap: int) -> list[bytes]:
         """The units of the next anchor, which shows *gap* pictures after the one before it; 0 for the first."""
+        if gap > LONGEST_FADE:
+            raise ValueError(f"{gap} pictures from one anchor to the next are more than {LONGEST_FADE}")
         woven = []
+        last: tuple[int, int, bool] | None = None
         for unit in units:
             kind = unit[0] & 31
             if kind in (_SLICE, _IDR):
@@ -95,10 +100,9 @@ class Weaver:
                 raise Unexpected("its parameters change")
             else:
                 woven.append(unit)
-        try:
-            self._numbered, self._place, self.key = last
-        except UnboundLocalError:
-            raise Unexpected("a picture has no slice") from None
+        if last is None:
+            raise Unexpected("a picture has no slice")
+        self._numbered, self._place, self.key = last
         return woven
 
     def fades(self, gap: int) -> Iterator[bytes]:
@@ -225,7 +229,8 @@ def _new_sequence(unit: bytes) -> tuple[bytes, _Sequence]:
     out.copy(reader, 8)
     profile = reader.bits(8)
     out.bits(8, profile)
-    out.copy(reader, 16)  # constraint flags, level
+    out.bits(8, reader.bits(8) & ~_NO_B_SLICES)
+    out.copy(reader, 8)  # level_idc
     unsigned()  # seq_parameter_set_id
     chroma = 1
     if profile in _WITH_CHROMA:

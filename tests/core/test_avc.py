@@ -99,3 +99,5 @@ def test_parameters_are_two_units_that_do_not_change(ffmpeg: str) -> None:
         Weaver(coded.parameters).anchor([*coded.parameters, *coded.pictures[0]], 0)
     with pytest.raises(Unexpected, match="no slice"):
         Weaver(coded.parameters).anchor([], 0)
+    with pytest.raises(ValueError, match="are more than"):
+        Weaver(coded.parameters).anchor(coded.pictures[0], LONGEST_FADE + 1)
