@@ -36,6 +36,8 @@ from stepwatch.core.model import Frame, FrameFacts, Run, Survey
 from stepwatch.core.naming import printable
 from stepwatch.errors import EnvironmentFault, RunError
 
+TOLD_BY = 3
+"""Frames of a run that are searched to their end for texts."""
 MAX_PIXELS = 160_000_000
 """Pixels of the largest frame that is decoded; a larger one is refused by its header."""
 MAX_BYTES = 1 << 30
@@ -195,31 +197,40 @@ _BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
-def survey(run: Run) -> Survey:
+Surveyed = tuple[FrameFacts, Mapping[str, str]]
+"""What a frame's header says, and the texts in it."""
+
+
+def survey(run: Run, known: Mapping[Frame, Surveyed] | None = None) -> Survey:
     """Read the header of every frame of a run; whatever is wrong with a frame, and that it is gone, is its ``problem``.
 
-    ``texts`` comes from the first frame that has any. A clean survey is a hope: only ``decode`` proves a frame. Raises EnvironmentFault alone:
-    a lost mount must not pass for a run whose frames are all damaged.
+    ``texts`` comes from the first frame that has any. A clean survey is a hope: only ``decode`` proves a frame. *known* is what `survey_one` has said
+    of some of them. Raises EnvironmentFault alone: a lost mount must not pass for a run whose frames are all damaged.
     """
+    known = known or {}
     facts: list[FrameFacts] = []
     texts: Mapping[str, str] = {}
-    for frame in run.frames:
-        try:
-            with _opened(run.key.folder, frame.name, buffering=_HEADER_BLOCK) as file:
-                # Some programs write their text behind the pixels. To look there costs a walk through the whole file: a few frames will tell.
-                header = _read_header(file, texts=not texts, to_the_end=len(facts) < 3)
-        except FrameError as error:
-            facts.append(FrameFacts(frame=frame, problem=error.reason))
-            continue
-        except _Unusable as error:
-            facts.append(FrameFacts(frame=frame, problem=str(error)))
-            continue
-        texts = texts or header.texts
-        width, height = header.width, header.height
-        if header.orientation >= 5:
-            width, height = height, width
-        facts.append(FrameFacts(frame=frame, width=width, height=height, mode=header.mode, format=header.format))
+    for number, frame in enumerate(run.frames):
+        one, found = known.get(frame) or survey_one(run, frame, number=number, texts=not texts)
+        facts.append(one)
+        texts = texts or found
     return Survey(facts=tuple(facts), texts=texts)
+
+
+def survey_one(run: Run, frame: Frame, *, number: int, texts: bool = True) -> Surveyed:
+    """The same of one frame, whose place in the run is *number*, counted from 0; *texts* are looked for when wanted."""
+    try:
+        with _opened(run.key.folder, frame.name, buffering=_HEADER_BLOCK) as file:
+            # Some programs write their text behind the pixels. To look there costs a walk through the whole file: a few frames will tell.
+            header = _read_header(file, texts=texts, to_the_end=number < TOLD_BY)
+    except FrameError as error:
+        return FrameFacts(frame=frame, problem=error.reason), {}
+    except _Unusable as error:
+        return FrameFacts(frame=frame, problem=str(error)), {}
+    width, height = header.width, header.height
+    if header.orientation >= 5:
+        width, height = height, width
+    return FrameFacts(frame=frame, width=width, height=height, mode=header.mode, format=header.format), header.texts
 
 
 def _read_header(file: BinaryIO, *, texts: bool = False, to_the_end: bool = False) -> _Header:

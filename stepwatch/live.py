@@ -26,7 +26,7 @@ from stepwatch import __version__, config, frames, graph, store, system, verify
 from stepwatch.core import metadata
 from stepwatch.core.live import Promise, arrived, differs, ended_early, outlives
 from stepwatch.core.model import Frame, Run, RunKey
-from stepwatch.core.naming import printable
+from stepwatch.core.naming import output_stem, printable
 from stepwatch.core.plan import RenderPlan, plan_digest, plan_render, retimed
 from stepwatch.encoder import capabilities
 from stepwatch.errors import Interrupted, RunError, StepwatchError
@@ -87,6 +87,8 @@ class Live:
         self.fed = 0
         """Frames of the run that were fed, or left out as the policy says, so far."""
         self._digests: dict[Frame, str] = {}
+        self.surveyed: dict[Frame, frames.Surveyed] = {}
+        """What was read in the headers of the frames that were fed, so that the visit need not."""
         self._plan: RenderPlan | None = None
         self._drafts: list[Draft] = []
         self._thumbnails: Mapping[tuple[int, int], list[bytes]] = {}
@@ -270,8 +272,11 @@ class Live:
                         raise RunError("frame {} is {}x{}, and {}x{} was promised".format(printable(frame.name), *image.size, *size))
                 else:
                     self._digests[frame] = frames.digest(run.key.folder, frame)
+                self.surveyed[frame] = frames.survey_one(run, frame, number=self.fed)
                 # Not before its first frame is proved: no ffmpeg is started for a size that a sidecar has only made up.
                 if not self._drafts:
+                    # What the visit has to load for a name it need not load when somebody waits for the animation.
+                    output_stem("{run}", {"run": run.name}, incomplete=False)
                     self._drafts = self._draft(plan, frame)
                     passes.begin(self._drafts, stack)
                 if image is not None:

@@ -104,11 +104,12 @@ class Maker(ABC):
             raise self._error
         if self._failed is not None:
             self._failed.finish()
-        if self._passed_on == self._count:
-            for one in self._filters:
-                one.finish()
         if self._failed is None:
             self._encoder.finish()
+        if self._passed_on == self._count:
+            # What they still have to say is waited for while the file is being finished.
+            for one in self._filters:
+                one.finish()
         if self._passed_on < self._count:
             raise EncodeError(f"only {self._passed_on} of {self._count} pictures were made of the images", hint="run again with -v")
 
@@ -247,9 +248,12 @@ class Woven(Maker):
     def _pictures(self) -> Iterator[bytes]:
         anchors = self._filters[0]
         try:
-            while (data := anchors.read()) is not None:
+            while self._weave.made < self._plan.pictures:
+                data = anchors.read()
+                if data is None:
+                    self._weave.close()
+                    break
                 yield from self._weave.take(data)
-            self._weave.close()
         except ValueError as error:
             raise EncodeError(f"what the encoder has made cannot be woven into cross-fades: {error}", hint="run again with -v") from error
         if self._weave.made < self._count:

@@ -23,7 +23,7 @@ from typing import Protocol
 from stepwatch import __version__, config, flow, frames, graph, store, tags
 from stepwatch.core import metadata, naming
 from stepwatch.core.codecs import CODECS
-from stepwatch.core.model import Covered, Outcome, Published, Render, Role, Run
+from stepwatch.core.model import Covered, Frame, Outcome, Published, Render, Role, Run
 from stepwatch.core.naming import printable
 from stepwatch.core.plan import OutputPlan, RenderPlan, generation, plan_digest, plan_render, plural
 from stepwatch.core.policy import CleanupPolicy, Policy
@@ -85,6 +85,11 @@ def require_space(resolved: config.Resolved, least: int) -> None:
 class Accelerator(Protocol):
     """What may have encoded some outputs already."""
 
+    @property
+    def surveyed(self) -> Mapping[Frame, frames.Surveyed]:
+        """What it has read in the headers of frames."""
+        ...
+
     def take(
         self, plan: RenderPlan, drafts: Sequence[Draft], digests: Mapping[str, str], *, workspace: Workspace, stop: threading.Event
     ) -> Mapping[tuple[int, int], list[bytes]]:
@@ -133,7 +138,7 @@ class Rendering:
             sentence = "the policy says create: false, so no animation is made"
             self.observer.say(self.run.name, sentence)
             return self._result("ignored", sentence, ())
-        survey = frames.survey(self.run)
+        survey = frames.survey(self.run, self.accelerator.surveyed if self.accelerator is not None else None)
         for facts in survey.facts:
             if facts.problem:
                 self.damaged.setdefault(facts.frame.name, facts.problem)

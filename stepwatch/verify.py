@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import operator
 import re
 import subprocess
 import threading
@@ -22,7 +21,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from stepwatch import system
 from stepwatch.core.plan import OutputPlan
@@ -60,10 +59,10 @@ class Verified:
     """Largest mean difference of a thumbnail, levels of 255."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Packet:
-    start: Fraction
-    duration: Fraction
+class _Packet(NamedTuple):
+    start: int
+    """Ticks."""
+    duration: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,14 +168,14 @@ def _check_packets(path: Path, plan: OutputPlan, ffmpeg: str, stop: threading.Ev
 def _check_listing(
     listing: Iterable[str], path: Path, plan: OutputPlan, ffmpeg: str, stop: threading.Event, *, exact_size: bool = True
 ) -> tuple[Fraction, tuple[int, int]]:
-    packets, size = _packets(listing, plan)
+    packets, base, size = _packets(listing, plan)
     if exact_size:
         _check_size(size, plan)
     if plan.codec.name == "apng" and plan.pictures == 1 == len(packets):
         # One picture makes an ordinary PNG, which says nothing of time.
-        packets = [_Packet(start=Fraction(0), duration=plan.duration)]
-    _check_times(packets, plan)
-    end = max(packet.start + packet.duration for packet in packets)
+        packets, base = [_Packet(start=0, duration=1)], plan.duration
+    _check_times(packets, base, plan)
+    end = max(packet.start + packet.duration for packet in packets) * base
     if plan.codec.muxer == "webm" and end < plan.duration:
         # Older ffmpeg does not store how long the last block lasts; the length in the header, which players go by, is right.
         end = max(end, _header_duration(path, ffmpeg, plan.duration, stop))
@@ -215,8 +214,11 @@ def _listing(path: Path, ffmpeg: str, stop: threading.Event) -> list[str]:
     return ran.stdout.decode("ascii", "replace").splitlines()
 
 
-def _packets(listing: Iterable[str], plan: OutputPlan) -> tuple[list[_Packet], tuple[int, int]]:
-    """The packets of a listing in the order of their times, and the size of the pictures; VerifyError for another codec or a second stream."""
+def _packets(listing: Iterable[str], plan: OutputPlan) -> tuple[list[_Packet], Fraction, tuple[int, int]]:
+    """The packets of a listing in the order of their times, the seconds of a tick, and the size of the pictures.
+
+    VerifyError for another codec or a second stream.
+    """
     base, size = Fraction(0), (0, 0)
     packets: list[_Packet] = []
     for line in listing:
@@ -236,18 +238,19 @@ def _packets(listing: Iterable[str], plan: OutputPlan) -> tuple[list[_Packet], t
             continue
         parts = [part.strip() for part in line.split(",")]
         if len(parts) >= 5:
-            packets.append(_Packet(start=int(parts[2]) * base, duration=int(parts[3]) * base))
-    packets.sort(key=operator.attrgetter("start"))
-    return packets, size
+            packets.append(_Packet(start=int(parts[2]), duration=int(parts[3])))
+    packets.sort()
+    return packets, base, size
 
 
-def _check_times(packets: Sequence[_Packet], plan: OutputPlan) -> None:
+def _check_times(packets: Sequence[_Packet], base: Fraction, plan: OutputPlan) -> None:
     if len(packets) != plan.pictures:
         raise _refuse(f"it has {len(packets)} pictures, {plan.pictures} were planned")
-    slack = _slack(plan)
-    for number, (packet, start) in enumerate(zip(packets, plan.starts(), strict=True)):
-        if abs(packet.start - start) > slack:
-            raise _refuse(f"picture {number} shows at {float(packet.start):.4f} s instead of {float(start):.4f} s")
+    # What may be off is a million times what a float leaves out, and fractions would take ten times as long.
+    slack, tick = float(_slack(plan)), float(base)
+    for number, (packet, start) in enumerate(zip(packets, map(float, plan.starts()), strict=True)):
+        if abs(packet.start * tick - start) > slack:
+            raise _refuse(f"picture {number} shows at {packet.start * tick:.4f} s instead of {start:.4f} s")
 
 
 def _header_duration(path: Path, ffmpeg: str, planned: Fraction, stop: threading.Event) -> Fraction:

@@ -23,7 +23,7 @@ from stepwatch.encoder import capabilities
 from tests.conftest import MakeRun
 
 CODECS = ("h264", "h265")
-SIZE = (64, 48)
+SIZE = (96, 64)
 LOSS = 2.0
 """Levels of green by which an encode of quality, and half as many pixels of colour as there are, leave an image off."""
 ROUNDING = 1.0

@@ -203,8 +203,8 @@ def fingerprint(run: Run) -> str:
     """A digest of what a look at a run can see without reading its frames: when it is the same, nothing has happened."""
     total = hashlib.sha256()
     for frame in (*run.frames, *run.duplicates):
-        facts = (frame.step, frame.name, frame.size, frame.mtime_ns, frame.ctime_ns, frame.inode)
-        total.update("\0".join(map(str, facts)).encode("utf-8", "surrogateescape") + b"\n")
+        facts = f"{frame.step}\0{frame.name}\0{frame.size}\0{frame.mtime_ns}\0{frame.ctime_ns}\0{frame.inode}\n"
+        total.update(facts.encode("utf-8", "surrogateescape"))
     if run.sidecar:
         total.update(f"{run.sidecar.run_id}\0{run.sidecar.state}\0{run.sidecar.frame_count}".encode())
     return total.hexdigest()[:32]

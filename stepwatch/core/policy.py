@@ -546,8 +546,7 @@ def _origins(held: _Held) -> dict[str, str]:
 def _build(held: _Held) -> Policy:
     """Make the typed policy out of the keys that count."""
     values: dict[str, typing.Any] = {}
-    for name, hint in typing.get_type_hints(Policy, include_extras=True).items():
-        model, many = section_of(hint)
+    for name, model, many in _sections():
         if model is None:
             values[name] = _value(held, name)
         elif many:
@@ -555,6 +554,12 @@ def _build(held: _Held) -> Policy:
         else:
             values[name] = _section(held, model, f"{name}.")
     return Policy(**values)
+
+
+@functools.cache
+def _sections() -> tuple[tuple[str, type | None, bool], ...]:
+    """For each field of a policy, what `section_of` says of it."""
+    return tuple((name, *section_of(hint)) for name, hint in typing.get_type_hints(Policy, include_extras=True).items())
 
 
 def _section(held: _Held, model: type, prefix: str) -> object:

@@ -6,6 +6,7 @@ and a sentence, an optional key of a wrong type is absent and a sentence, an unk
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -29,6 +30,8 @@ MOST_PROMISED = 10_000
 _SCHEMA = re.compile(r"stepwatch\.run/([0-9]{1,6})(\.[0-9]{1,6})?")
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})")
+MOST_DIGITS = 18
+"""Of an index in a name."""
 _FRAME_NAME = re.compile(
     r"(?P<before>(?!\.)[^/\\{}\x00-\x1f]{0,80})\{index(?::(?P<width>0[1-9][0-9]?)?d?)?\}(?P<after>[^/\\{}\x00-\x1f]{0,80})"
     rf"(?i:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})"
@@ -51,15 +54,23 @@ def parse_sidecar(data: bytes) -> tuple[Sidecar | None, tuple[str, ...]]:
 
 def frame_index(sidecar: Sidecar, name: str) -> int | None:
     """Return the index in a frame's name, or None for a file that `Sidecar.frame_name` does not make; its step is `step_of_index`."""
-    if sidecar.frame_name is None or not (shape := _FRAME_NAME.fullmatch(sidecar.frame_name)):
+    shape = _shape_of(sidecar.frame_name) if sidecar.frame_name is not None else None
+    if shape is None:
         return None
-    before, after = sidecar.frame_name.partition("{")[0], sidecar.frame_name.partition("}")[2]
+    before, after, width = shape
     digits = name[len(before) : len(name) - len(after)]
-    if not (name.startswith(before) and name.endswith(after) and re.fullmatch("[0-9]{1,18}", digits)):
+    if not (name.startswith(before) and name.endswith(after) and len(digits) <= MOST_DIGITS and digits.isascii() and digits.isdigit()):
         return None
     # The hook's exact name only: 5.png beside 00005.png is somebody else's.
     index = int(digits)
-    return index if f"{index:{shape['width'] or ''}d}" == digits else None
+    return index if format(index, width) == digits else None
+
+
+@functools.lru_cache(maxsize=64)
+def _shape_of(frame_name: str) -> tuple[str, str, str] | None:
+    """What stands before and behind the index in a name, and how the index is written; asked for every file of a folder at every look."""
+    shape = _FRAME_NAME.fullmatch(frame_name)
+    return shape and (frame_name.partition("{")[0], frame_name.partition("}")[2], f"{shape['width'] or ''}d")
 
 
 def frame_name(sidecar: Sidecar, index: int) -> str:
