@@ -387,8 +387,9 @@ class Service:
                     time.sleep(max(0.0, ended + min(LONGEST_REST, ended - begun) - time.monotonic()))
                 for question in sockets.questions(events):
                     question.answer(self._answer(question))
-                if self._reload or now.awake >= self._next_config:
-                    self._check_config(now)
+                # By the time that it is now: it may be what the loop has slept for.
+                if self._reload or self.clock.now().awake >= self._next_config:
+                    self._check_config(self.clock.now())
 
     def _until_next(self, now: Now) -> float:
         """Seconds until something is due by itself."""

@@ -520,6 +520,17 @@ def test_the_service_file_is_taken_over_when_it_changes(daemon: Daemon, tmp_path
     assert daemon.end() == 0
 
 
+def test_an_edit_of_the_service_file_is_noticed_when_it_is_looked_at(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while nothing else happens: the look at the file is what the loop wakes for."""
+    monkeypatch.setattr("stepwatch.service.CONFIG_CHECK", 0.05)
+    # Nothing of the watch is due for the next seconds.
+    monkeypatch.setattr("stepwatch.watcher.SETTLING", 100.0)
+    with serving(daemon) as (_, listener):
+        time.sleep(0.5)
+        daemon.configure({}, rescan="1h")
+        daemon.wait_until(lambda: "the configuration is read again" in listener.said, timeout=2.5)
+
+
 def test_a_folder_that_is_taken_away_and_given_back_while_a_run_is_rendered(daemon: Daemon, gate: Gate, tmp_path: Path) -> None:
     """Row 64: the render that is under way is finished and forgotten; given back, the folder's runs are looked after as before."""
     other = tmp_path / "other"
