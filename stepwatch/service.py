@@ -513,17 +513,16 @@ class Service:
 
     def _look_at_pending(self) -> None:
         """Look where something has changed, for a while: a tree of ten thousand folders must not keep signals and questions waiting."""
+        end = time.monotonic() + LOOKING
+        while self._pending and self._has_work() and time.monotonic() < end:
+            self._look_at_next(self._pending, urgent=True)
         begun = time.monotonic()
-        # Without receipts every look would fail, and a locked file takes its time to do so.
-        while self._has_work():
+        while self._backlog and self._has_work():
+            self._look_at_next(self._backlog, urgent=False)
             taken = time.monotonic() - begun
-            if taken >= LOOKING or (not self._pending and self._hinted and taken >= LOOKING / 10):
+            # However much happens, a part of the turn is for what has waited.
+            if taken >= LOOKING or (taken >= LOOKING / 10 and (self._hinted or self._pending)):
                 break
-            urgent = bool(self._pending)
-            folder, place = at = next(iter(self._pending or self._backlog))
-            del (self._pending if urgent else self._backlog)[at]
-            if not self._asleep(folder):
-                self._look(folder, place, urgent=urgent)
         for folder in self._folders:
             if not folder.seen and folder.watcher and not self._asleep(folder) and not folder.watcher.looking:
                 folder.seen = not self._ahead_in(folder)
@@ -532,6 +531,12 @@ class Service:
                         # A table keeps its size when it is emptied.
                         self._rests = {}
                     system.give_back_memory()
+
+    def _look_at_next(self, places: dict[tuple[_Folder, Path], None], *, urgent: bool) -> None:
+        folder, place = at = next(iter(places))
+        del places[at]
+        if not self._asleep(folder):
+            self._look(folder, place, urgent=urgent)
 
     def _ahead_in(self, folder: _Folder) -> int:
         """How many places of a watched folder are known and have still to be looked at."""
@@ -543,6 +548,7 @@ class Service:
 
     def _has_work(self) -> bool:
         """Whether there is something to look at, and receipts to look it up in."""
+        # Without them every look would fail, and a locked file takes its time to do so.
         return bool(self._pending or self._backlog) and self.clock.now().awake >= self._global_pause
 
     @contextlib.contextmanager

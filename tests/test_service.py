@@ -841,6 +841,27 @@ def test_ready_does_not_wait_for_the_first_look_and_nor_do_runs(daemon: Daemon, 
         assert done == sorted(done)
 
 
+def test_the_first_look_comes_to_its_end_however_much_happens_meanwhile(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on, and is looked at for each of its frames, comes first and leaves time for the others."""
+    many(daemon, monkeypatch, 15)
+    live, over = daemon.watched / "old" / "live", threading.Event()
+    record(live, range(1, 2), state="running")
+
+    def go_on() -> None:
+        while not over.wait(0.005):
+            write_frame(live / "00001.png", step=2)
+
+    writer = threading.Thread(target=go_on)
+    with serving(daemon) as (service, _):
+        writer.start()
+        try:
+            daemon.wait_until(lambda: looked(service) is None)
+            assert service.snapshot()["active"] == 16
+        finally:
+            over.set()
+            writer.join()
+
+
 @pytest.mark.parametrize("what", ["new", "edited", "removed"])
 def test_a_policy_that_changes_during_the_first_look_counts_for_all(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Also for the folders that were looked at by the policy of before."""
