@@ -527,6 +527,8 @@ class Service:
             if not folder.seen and folder.watcher and not self._asleep(folder) and not folder.watcher.looking:
                 folder.seen = not self._ahead_in(folder)
                 if folder.seen and not self._is_looking():
+                    # The service manager need not read for longer that it is at it.
+                    self._notified = 0.0
                     if not self._rests:
                         # A table keeps its size when it is emptied.
                         self._rests = {}
