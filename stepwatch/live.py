@@ -184,7 +184,10 @@ class Live:
                     workspace.adopt(own.temporary)
                 elif not self._retime(own, draft, plan, workspace, stop):
                     continue
-                draft.place, draft.asked, own.temporary = own.place, asked, None
+                if own.lister is not None:
+                    self._workspace.leave(own.lister)
+                    workspace.own(own.lister)
+                draft.place, draft.asked, draft.lister, own.temporary = own.place, asked, own.lister, None
                 return True
         return False
 

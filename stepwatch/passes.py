@@ -28,7 +28,7 @@ from stepwatch.core.plan import OutputPlan, RenderPlan, output_size, plural, wit
 from stepwatch.core.timeline import Mix
 from stepwatch.encoder import Encoder, wall_limit
 from stepwatch.errors import EncodeError, EnvironmentFault, FramesChangedError, Interrupted, RunError, SizeLimitError, StepwatchError
-from stepwatch.verify import Evidence
+from stepwatch.verify import Evidence, Lister
 from stepwatch.witness import Witness, can_witness
 
 
@@ -59,6 +59,8 @@ class Draft:
     """Of the picture's sides, lowered only to meet ``max_size``."""
     evidence: Evidence | None = None
     """What was seen of the file while it was made; None where nobody looked, so that all of it must still be verified."""
+    lister: Lister | None = None
+    """Waits for the file, if it is seen while it is made, to prove that it is that one."""
     best: tuple[Path, OutputPlan] | None = None
     """The largest file that fits so far."""
     earlier: tuple[str, ...] = ()
@@ -80,7 +82,7 @@ class Draft:
         """Forget what a live encode has served."""
         assert self.asked is not None
         self.plan, self.digest, self.tags = self.asked
-        self.asked = self.temporary = self.evidence = self.best = self.error = None
+        self.asked = self.temporary = self.evidence = self.lister = self.best = self.error = None
 
 
 class Workspace:
@@ -89,11 +91,14 @@ class Workspace:
     def __init__(self) -> None:
         self._files: set[Path] = set()
         self._folders: list[Path] = []
+        self._listers: list[Lister] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for lister in self._listers:
+            lister.abort()
         for path in list(self._files):
             self.remove(path)
         for folder in reversed(self._folders):
@@ -121,6 +126,14 @@ class Workspace:
     def adopt(self, path: Path) -> None:
         """Take over a temporary file that another workspace has kept."""
         self._files.add(path)
+
+    def own(self, lister: Lister) -> None:
+        """End it when all else is left behind, whatever it is at by then."""
+        self._listers.append(lister)
+
+    def leave(self, lister: Lister | None) -> None:
+        """Another workspace owns it from now on."""
+        self._listers = [one for one in self._listers if one is not lister]
 
     def remove(self, path: Path) -> None:
         store.remove_temporary(path)
@@ -392,8 +405,13 @@ class Passes:
                 except RunError as error:
                     feed.draft.error = error
 
-    @staticmethod
-    def _finish(feeds: Sequence[_Feed], *, images: int | None = None) -> None:
+    def _finish(self, feeds: Sequence[_Feed], *, images: int | None = None) -> None:
+        for feed in feeds:
+            if feed.draft.error is None and feed.witness is not None:
+                # It starts while the encoder comes to its end; without it there is another way.
+                with contextlib.suppress(StepwatchError):
+                    feed.draft.lister = Lister(feed.draft.plan, ffmpeg=self._ffmpeg)
+                    self._workspace.own(feed.draft.lister)
         for feed in feeds:
             if feed.draft.error is None:
                 try:

@@ -478,7 +478,7 @@ class Rendering:
         try:
             store.fsync_file(path)
             if draft.evidence is not None:
-                verified = prove(path, plan, draft.evidence, ffmpeg=self.ffmpeg, stop=self.stop)
+                verified = prove(path, plan, draft.evidence, ffmpeg=self.ffmpeg, stop=self.stop, lister=draft.lister)
             else:
                 known = thumbnails[plan.width, plan.height]
                 verified = verify(path, plan, known, ffmpeg=self.ffmpeg, thumbnail=frames.thumbnail, stop=self.stop)

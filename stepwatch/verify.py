@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -36,8 +37,9 @@ LISTING = 600
 """Seconds after which a list of packets that has not come counts as never coming."""
 SILENCE = 120.0
 """Seconds without a decoded picture after which the decoder counts as hung."""
-HASH = "murmur3"
-"""Of each packet, 128 bits: against accidents, and ten times as fast as md5."""
+HASHES = ("-f", "framehash", "-hash", "murmur3", "-flush_packets", "0")
+"""Of each packet a line with a hash of 128 bits: against accidents, and ten times as fast as md5. Many lines come at a time:
+nobody waits for a single one."""
 _TO_SIDE = f"scale={SIDE}:{SIDE}:flags=area"
 _NUMBERED = "settb=1/1000,setpts=N"
 """Times are checked with the packets; numbers instead of them keep uneven ones from colliding in a guessed time base."""
@@ -103,9 +105,12 @@ def verify(
     return Verified(pictures=judge.seen, duration=end, worst=judge.worst)
 
 
-def prove(path: Path, plan: OutputPlan, evidence: Evidence, *, ffmpeg: str, stop: threading.Event) -> Verified:
-    """Prove that the file at *path* is the animation of *plan*, given what was seen of it while it was made. Raises as `verify` does."""
-    listing = _listing(path, ffmpeg, stop)
+def prove(path: Path, plan: OutputPlan, evidence: Evidence, *, ffmpeg: str, stop: threading.Event, lister: Lister | None = None) -> Verified:
+    """Prove that the file at *path* is the animation of *plan*, given what was seen of it while it was made. Raises as `verify` does.
+
+    *lister* is one that waits for the file, if there is one.
+    """
+    listing = (lister.list(path, stop) if lister is not None else None) or _listing(path, ffmpeg, stop)
     if evidence.pictures != plan.pictures:
         raise _refuse(f"{evidence.pictures} of {plan.pictures} pictures were seen while it was made")
     then, now = (_comparable(one, plan, timed=not evidence.retimed) for one in (evidence.listing, listing))
@@ -191,26 +196,73 @@ def run(argv: Sequence[str], stop: threading.Event) -> subprocess.CompletedProce
     if stop.is_set():
         raise Interrupted("stopped by the user")
     with system.start(argv) as process:
-        for _ in range(LISTING):
-            try:
-                out, said = process.communicate(timeout=1)
-                return subprocess.CompletedProcess(argv, process.returncode, out, said)
-            except subprocess.TimeoutExpired:
-                if stop.is_set():
-                    system.end_group(process)
-                    raise Interrupted("stopped by the user") from None
-        system.end_group(process)
+        return _outcome(process, stop)
+
+
+def _outcome(process: subprocess.Popen[bytes], stop: threading.Event) -> subprocess.CompletedProcess[bytes]:
+    for _ in range(LISTING):
+        try:
+            out, said = process.communicate(timeout=1)
+            return subprocess.CompletedProcess(process.args, process.returncode, out, said)
+        except subprocess.TimeoutExpired:
+            if stop.is_set():
+                system.end_group(process)
+                raise Interrupted("stopped by the user") from None
+    system.end_group(process)
     raise _refuse(f"its packets cannot be listed in {LISTING} s")
 
 
-def _listing(path: Path, ffmpeg: str, stop: threading.Event) -> list[str]:
+class Lister:
+    """An ffmpeg that lists the packets of a file, started while that is still being made: to start takes it longer than to list.
+
+    It waits for the file's bytes in a pipe, so that it has to be one that can be read from its start to its end. Ends with `list` or `abort`, or with
+    the thread that made it. Raises like `system.start`.
+    """
+
+    def __init__(self, plan: OutputPlan, *, ffmpeg: str) -> None:
+        source = ["-protocol_whitelist", "pipe", "-f", "matroska" if plan.codec.muxer == "webm" else "mov", "-i", "pipe:"]
+        self._process = system.start(_listing_argv(ffmpeg, source), stdin=subprocess.PIPE)
+
+    def list(self, path: Path, stop: threading.Event) -> Sequence[str] | None:
+        """The list; None when it does not come about, so that it has to be made in another way. Raises Interrupted."""
+        pipe, self._process.stdin = self._process.stdin, None
+        assert pipe is not None
+        threading.Thread(target=_pour, args=(path, pipe), name="ffmpeg-list", daemon=True).start()
+        with self._process as process:
+            ran = _outcome(process, stop)
+        return None if ran.returncode or ran.stderr else _lines(ran)
+
+    def abort(self) -> None:
+        """End it; harmless when it has ended by itself."""
+        system.end_group(self._process)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def _pour(path: Path, pipe: IO[bytes]) -> None:
+    """Write a file into a pipe, for as long as somebody reads there."""
+    with contextlib.suppress(OSError), pipe, path.open("rb") as file:
+        shutil.copyfileobj(file, pipe, system.WIDE)
+
+
+def _listing_argv(ffmpeg: str, source: Sequence[str]) -> list[str]:
+    argv = [ffmpeg, "-hide_banner", "-nostdin", "-v", "error", "-xerror", *source]
+    return [*argv, "-map", "0", "-c", "copy", *HASHES, "-"]
+
+
+def _listing(path: Path, ffmpeg: str, stop: threading.Event) -> Sequence[str]:
     """ffmpeg's list of the packets of a file; VerifyError for one that it complains of."""
-    argv = [ffmpeg, "-hide_banner", "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file", "-i", f"file:{path}"]
-    argv += ["-map", "0", "-c", "copy", "-f", "framehash", "-hash", HASH, "-"]
-    ran = run(argv, stop)
+    ran = run(_listing_argv(ffmpeg, ["-protocol_whitelist", "file", "-i", f"file:{path}"]), stop)
     said = ran.stderr.decode("utf-8", "replace").strip()
     if ran.returncode or said:
         raise _refuse(f"it cannot be read ({said[:300] or f'status {ran.returncode}'})")
+    return _lines(ran)
+
+
+def _lines(ran: subprocess.CompletedProcess[bytes]) -> Sequence[str]:
     return ran.stdout.decode("ascii", "replace").splitlines()
 
 

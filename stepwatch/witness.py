@@ -34,7 +34,7 @@ from stepwatch import system
 from stepwatch.core.plan import OutputPlan
 from stepwatch.errors import EnvironmentFault, Interrupted, StepwatchError
 from stepwatch.judge import PIXELS, Judge, refuse
-from stepwatch.verify import HASH, REDUCED_LUMA, SILENCE, Evidence
+from stepwatch.verify import HASHES, REDUCED_LUMA, SILENCE, Evidence
 
 LOOK = 0.5
 """Seconds between two looks at whether to go on, while nothing comes."""
@@ -283,4 +283,4 @@ def _argv(plan: OutputPlan, ffmpeg: str, lines: int, threads: int | None) -> lis
         "1",
         "pipe:1",
     ]
-    return [*argv, "-map", "0", "-c", "copy", "-f", "framehash", "-hash", HASH, f"pipe:{lines}"]
+    return [*argv, "-map", "0", "-c", "copy", *HASHES, f"pipe:{lines}"]

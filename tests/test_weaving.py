@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import threading
 from fractions import Fraction
 from itertools import pairwise
@@ -201,6 +202,71 @@ def test_an_encoder_that_fails_publishes_nothing_and_says_why(make_run: MakeRun,
     assert output.error is not None
     assert why in output.error, output.error
     assert not list((folder.parent / "animation").glob("*"))
+
+
+LIAR = """\
+#!/bin/sh
+'''exec' '{python}' "$0" "$@" # the path of a Python may hold a space, which no shebang takes
+' '''
+import os, re, subprocess, sys
+REAL, LIE = {real!r}, {lie!r}
+args = sys.argv[1:]
+encodes, files = "-force_key_frames" in args, "copy" in args and "pipe:0" in args
+if not encodes and not files:
+    os.execv(REAL, [REAL, *args])
+data = sys.stdin.buffer.read()
+if encodes:
+    size = {width} * {height} * 3
+    images = [data[at : at + size] for at in range(0, len(data), size)]
+    if LIE == "swaps two":
+        images[1], images[2] = images[2], images[1]
+    if LIE == "leaves out one":
+        del images[2]
+    if LIE == "leaves out the last":
+        del images[-1]
+    if LIE == "shows one twice":
+        images[2] = images[1]
+    if LIE == "adds one":
+        images.append(images[-1])
+    data = b"".join(images)
+if files and LIE == "files the first half":
+    data = data[: len(data) // 2]
+code = subprocess.run([REAL, *args], input=data, close_fds=False).returncode
+if files and LIE in ("cuts the file", "changes the file"):
+    target = re.search(r"file:([^|]*)", args[-1])[1]
+    with open(target, "r+b") as file:
+        if LIE == "cuts the file":
+            file.truncate(os.path.getsize(target) * 2 // 3)
+        else:
+            file.seek(os.path.getsize(target) - 40)
+            file.write(b"nonsense")
+sys.exit(0 if files else code)
+"""
+LIES = (
+    "swaps two",
+    "leaves out one",
+    "leaves out the last",
+    "shows one twice",
+    "adds one",
+    "files the first half",
+    "cuts the file",
+    "changes the file",
+)
+
+
+@pytest.mark.render
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lie_of_either_ffmpeg_is_found_out(tmp_path: Path, ffmpeg: str, lie: str, codec: str) -> None:
+    """Whoever encodes the anchors, or puts the pictures into the file, does something else and says that all is well: nothing is published."""
+    write_images(tmp_path / "run", 5)
+    program = tmp_path / "ffmpeg"
+    program.write_text(LIAR.format(python=sys.executable, real=ffmpeg, lie=lie, width=SIZE[0], height=SIZE[1]))
+    program.chmod(0o755)
+    result = render(tmp_path / "run", str(program), "timeline.duration=2s", "timeline.hold_last=0s", f"outputs=[{{codec: {codec}}}]")
+    (output,) = result.outputs
+    assert (result.phase, output.path) == ("render-failed", None)
+    assert not list((tmp_path / "animation").glob("*"))
 
 
 def anchors_of(plan: OutputPlan, images: list[Image.Image], ffmpeg: str) -> bytes:
