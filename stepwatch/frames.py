@@ -461,10 +461,11 @@ class Reader:
         return found
 
     def decode(self, frame: Frame, *, scale: int = 1) -> Decoded:
-        """As `decode`; bytes that were kept are let go."""
-        if frame.name not in self._kept:
+        """As `decode`; bytes that were kept are let go. Several threads may ask at once."""
+        kept = self._kept.pop(frame.name, None)
+        if kept is None:
             return decode(self._folder, frame, scale=scale)
-        data, known = self._kept.pop(frame.name)
+        data, known = kept
         self._room += len(data)
         return _decoded(_Source(io.BytesIO(data), known), frame, scale)
 

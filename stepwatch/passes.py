@@ -11,10 +11,12 @@ import functools
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -30,6 +32,9 @@ from stepwatch.encoder import Encoder, wall_limit
 from stepwatch.errors import EncodeError, EnvironmentFault, FramesChangedError, Interrupted, RunError, SizeLimitError, StepwatchError
 from stepwatch.verify import Evidence, Lister
 from stepwatch.witness import Witness, can_witness
+
+AHEAD = 2
+"""Images that are decoded at once. That takes most of a render's time in this process; but each is large, and ffmpeg has work to do too."""
 
 
 class Observer(Protocol):
@@ -373,17 +378,39 @@ class Passes:
             # The first encode decodes every chosen frame, shown or not: none is called good that has not been proved whole.
             whole = not self._proved and not all(piece.sampled for piece in work)
             passing = wanted.union(range(len(self._plan.frames))) if whole else wanted
-            for position in sorted(passing):
-                if not any(feed.draft.error is None for feed in feeds):
-                    break
-                if self._stop.is_set():
-                    raise Interrupted("stopped by the user")
-                image = self._decode(order[position])
-                if position in wanted:
-                    self._give(position, image, feeds)
-            else:
-                self._proved = self._proved or whole
+            with contextlib.closing(self._decoded((position, order[position]) for position in sorted(passing))) as decoded:
+                for position, image in decoded:
+                    if position in wanted:
+                        self._give(position, image, feeds)
+                    if not any(feed.draft.error is None for feed in feeds):
+                        break
+                else:
+                    self._proved = self._proved or whole
             self._finish(feeds)
+
+    def _decoded(self, places: Iterator[tuple[int, int]]) -> Generator[tuple[int, Image.Image]]:
+        """Each position with its image decoded, in order; as many are decoded at once as there are processors for it, and no more wait."""
+        ahead = min(AHEAD, motion.processors())
+        with ThreadPoolExecutor(ahead, thread_name_prefix="decode") as pool:
+            coming: deque[tuple[int, Future[Image.Image]]] = deque()
+            try:
+                while True:
+                    for position, image in islice(places, ahead - len(coming)):
+                        try:
+                            coming.append((position, pool.submit(self._decode, image)))
+                        except RuntimeError as error:  # What Python says when the system has no thread left.
+                            raise EnvironmentFault(
+                                "images cannot be decoded: no more threads can be started", hint="raise the limit on processes"
+                            ) from error
+                    if not coming:
+                        return
+                    if self._stop.is_set():
+                        raise Interrupted("stopped by the user")
+                    position, future = coming.popleft()
+                    yield position, future.result()
+            finally:
+                for _, future in coming:
+                    future.cancel()
 
     def _open(self, work: Sequence[_Work], stack: contextlib.ExitStack) -> list[_Feed]:
         """Start what each piece of *work* needs, all of which ends with *stack* at the latest; what does not start is its draft's error."""

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +184,8 @@ def conclude_demo(code: int, steps: Sequence[visit.Step], troubles: Sequence[Ste
 
 def sample_run() -> Path:
     """The run that comes with the package."""
+    from importlib.resources import files
+
     (sample,) = (entry for entry in files("stepwatch").joinpath("data", "sample").iterdir() if entry.is_dir())
     return Path(str(sample))
 
