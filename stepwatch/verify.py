@@ -225,6 +225,8 @@ class Lister:
 
     def list(self, path: Path, stop: threading.Event) -> Sequence[str] | None:
         """The list; None when it does not come about, so that it has to be made in another way. Raises Interrupted."""
+        if stop.is_set():
+            raise Interrupted("stopped by the user")
         pipe, self._process.stdin = self._process.stdin, None
         assert pipe is not None
         threading.Thread(target=_pour, args=(path, pipe), name="ffmpeg-list", daemon=True).start()
