@@ -2,8 +2,8 @@
 
 The exact timeline is made here, from the source images, by nothing but Pillow: image j of n starts at j times its span; the picture at a time
 between two of them is their mix in proportion, or, for ``none``, the earlier one. Motion (``mci``) has no exact timeline: there only pictures
-that show an image as it is are held against it. The score is that of ffmpeg's ssim filter, which takes
-both as planes. Times are those of the file, so an animation that lags, runs ahead or ends early loses by it.
+that show an image as it is are held against it. The score is that of ffmpeg's ssim filter, which takes both as planes, of ten bits where the file has
+ten. Times are those of the file, so an animation that lags, runs ahead or ends early loses by it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import re
 import statistics
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from PIL import Image, ImageSequence
+from PIL import Image, ImageMath, ImageSequence
 
 from tests.benchmarks.inputs import Frames
 
@@ -54,8 +54,9 @@ def judge(path: Path, frames: Frames, *, rate: Fraction, interpolation: str, ffm
         times, duration = _video_times(path, ffmpeg)
         matrix, pictures = _matrix(path, ffmpeg), None
         command, source = [ffmpeg], ["-i", str(path)]
-    expected = _expected(frames, times, rate=rate, interpolation=interpolation, matrix=matrix)
-    scores = _scores(command, source, frames.size, pictures=pictures, expected=expected)
+    exact = _Ten if path.suffix == ".mov" else _Eight
+    expected = _expected(frames, times, rate=rate, interpolation=interpolation, matrix=matrix, exact=exact)
+    scores = _scores(command, source, frames.size, pictures=pictures, expected=expected, pixels=exact.pixels)
     if len(scores) != len(times):
         raise ValueError(f"{path.name}: {len(scores)} pictures were compared, and {len(times)} are in the file")
     low = sorted(scores)[len(scores) // 20]
@@ -66,7 +67,13 @@ def judge(path: Path, frames: Frames, *, rate: Fraction, interpolation: str, ffm
 
 
 def _expected(
-    frames: Frames, times: Sequence[Fraction], *, rate: Fraction, interpolation: str, matrix: tuple[float, float, float]
+    frames: Frames,
+    times: Sequence[Fraction],
+    *,
+    rate: Fraction,
+    interpolation: str,
+    matrix: tuple[float, float, float],
+    exact: type[_Eight | _Ten],
 ) -> Iterator[bytes]:
     paths = frames.paths()
     known: dict[int, Image.Image] = {}
@@ -77,7 +84,7 @@ def _expected(
             for old in [old for old in known if old < number - 1]:
                 del known[old]
             with Image.open(paths[number]) as one:
-                known[number] = _luma(one, matrix)
+                known[number] = exact.luma(one, matrix)
         return known[number]
 
     for time in times:
@@ -86,21 +93,56 @@ def _expected(
         number = int(place)
         share = max(Fraction(0), min(time * rate, Fraction(len(paths) - 1)) - number)
         if interpolation == "none" or number == len(paths) - 1 or not share:
-            yield _planes(image(number))
+            yield exact.planes(image(number))
         else:
             first = image(number)
-            yield _planes(Image.blend(first, image(number + 1), float(share)))
+            yield exact.planes(exact.mix(first, image(number + 1), float(share)))
 
 
-def _luma(image: Image.Image, matrix: tuple[float, float, float]) -> Image.Image:
-    """Luma at the range that videos have."""
-    red, green, blue = (part * 219 / 255 for part in matrix)
-    return image.convert("RGB").convert("L", (red, green, blue, 16.0))
+class _Eight:
+    """Luma in eight bits, at the range that videos have, and 4:2:0 planes of it without any colour: no two ffmpegs disagree on those."""
+
+    pixels = "yuv420p"
+
+    @staticmethod
+    def luma(image: Image.Image, matrix: tuple[float, float, float]) -> Image.Image:
+        red, green, blue = (part * 219 / 255 for part in matrix)
+        return image.convert("RGB").convert("L", (red, green, blue, 16.0))
+
+    @staticmethod
+    def mix(one: Image.Image, other: Image.Image, share: float) -> Image.Image:
+        return Image.blend(one, other, share)
+
+    @staticmethod
+    def planes(luma: Image.Image) -> bytes:
+        return luma.tobytes() + b"\x80" * (2 * ((luma.width + 1) // 2) * ((luma.height + 1) // 2))
 
 
-def _planes(luma: Image.Image) -> bytes:
-    """4:2:0 planes of it without any colour: no two ffmpegs disagree on those, as they do on ``gray``."""
-    return luma.tobytes() + b"\x80" * (2 * ((luma.width + 1) // 2) * ((luma.height + 1) // 2))
+def _computed(formula: Callable[[dict[str, Any]], Any], **images: Image.Image) -> Image.Image:
+    made = ImageMath.lambda_eval(formula, **images)
+    assert isinstance(made, Image.Image)
+    return made
+
+
+class _Ten:
+    """The same in ten bits: floating point until the end, so that a file which uses all of them does not lose by it."""
+
+    pixels = "yuv420p10le"
+
+    @staticmethod
+    def luma(image: Image.Image, matrix: tuple[float, float, float]) -> Image.Image:
+        red, green, blue = (part.convert("F") for part in image.convert("RGB").split())
+        weights = [4 * part * 219 / 255 for part in matrix]
+        return _computed(lambda of: of["r"] * weights[0] + of["g"] * weights[1] + of["b"] * weights[2] + 64.0, r=red, g=green, b=blue)
+
+    @staticmethod
+    def mix(one: Image.Image, other: Image.Image, share: float) -> Image.Image:
+        return _computed(lambda of: of["one"] * (1 - share) + of["other"] * share, one=one, other=other)
+
+    @staticmethod
+    def planes(luma: Image.Image) -> bytes:
+        whole = _computed(lambda of: of["int"](of["luma"] + 0.5), luma=luma).convert("I;16")
+        return bytes(whole.tobytes()) + b"\x00\x02" * (2 * ((luma.width + 1) // 2) * ((luma.height + 1) // 2))
 
 
 # --- what is in the file --------------------------------------------------------------------------------------------------------------------
@@ -146,18 +188,18 @@ def _animation_times(path: Path) -> tuple[list[Fraction], Fraction]:
 def _animation_planes(path: Path) -> Iterator[bytes]:
     with Image.open(path) as animation:
         for picture in ImageSequence.Iterator(animation):
-            yield _planes(_luma(picture, BT709))
+            yield _Eight.planes(_Eight.luma(picture, BT709))
 
 
 # --- the comparison -------------------------------------------------------------------------------------------------------------------------
 
 
-def _raw(size: tuple[int, int], place: str) -> list[str]:
-    return ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{size[0]}x{size[1]}", "-framerate", "25", "-i", place]
+def _raw(size: tuple[int, int], place: str, pixels: str = _Eight.pixels) -> list[str]:
+    return ["-f", "rawvideo", "-pix_fmt", pixels, "-s", f"{size[0]}x{size[1]}", "-framerate", "25", "-i", place]
 
 
 def _scores(
-    command: list[str], source: list[str], size: tuple[int, int], *, pictures: Iterator[bytes] | None, expected: Iterator[bytes]
+    command: list[str], source: list[str], size: tuple[int, int], *, pictures: Iterator[bytes] | None, expected: Iterator[bytes], pixels: str
 ) -> list[float]:
     """SSIM of each pair of pictures, in order; their times play no part any more."""
     with contextlib.ExitStack() as stack:
@@ -171,8 +213,8 @@ def _scores(
             writers.append((stack.enter_context(open(write, "wb")), planes))
         first = [part.format(pipes[0]) for part in source] if pictures is not None else source
         same = "setparams=range=tv,settb=1/25,setpts=N"
-        graph = f"[0:v]scale=out_range=tv:flags=accurate_rnd,format=yuv420p,{same}[a];[1:v]{same}[b];[a][b]ssim=stats_file=-"
-        argv = [*command, "-v", "error", "-nostdin", *first, *_raw(size, f"pipe:{pipes[-1]}"), "-lavfi", graph]
+        graph = f"[0:v]scale=out_range=tv:flags=accurate_rnd,format={pixels},{same}[a];[1:v]{same}[b];[a][b]ssim=stats_file=-"
+        argv = [*command, "-v", "error", "-nostdin", *first, *_raw(size, f"pipe:{pipes[-1]}", pixels), "-lavfi", graph]
         argv += ["-fps_mode", "passthrough", "-f", "null", "-"]
         process = stack.enter_context(subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=pipes))
         for read in pipes:
