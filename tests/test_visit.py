@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,9 @@ from stepwatch.core.result import RunResult
 from stepwatch.errors import Interrupted
 
 SHORT = ("timeline.duration=1s", "timeline.hold_last=0s")
+
+REAL = Path(__file__).parents[2] / "shared" / "frames"
+"""Recorded runs, where they are."""
 
 
 class Listener:
@@ -428,3 +432,15 @@ def test_what_the_sidecar_counts_and_is_not_there_is_missing(make_run, ffmpeg: s
     (folder / "00000.png").unlink()
     [result] = render(folder, ffmpeg)
     assert result.missing == (1, 7)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the recorded runs are not here")
+@pytest.mark.parametrize("codec", ["av1", "vp9", "h265"])
+def test_what_hardly_changes_at_the_end_of_a_run_changes_nevertheless(tmp_path: Path, ffmpeg: str, codec: str) -> None:
+    """Late steps differ by less than an encoder in a hurry thinks worth a bit; each must be seen all the same."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for path in sorted((REAL / "A").glob("*.png"))[39:70]:
+        shutil.copy(path, folder)
+    [result] = render(folder, ffmpeg, f"outputs=[{codec}]", "timeline.duration=2067ms", "timeline.hold_last=0s")
+    assert result.exit_code == 0, result.reason

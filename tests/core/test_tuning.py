@@ -73,10 +73,11 @@ def test_x265_sees_further_than_its_longest_row_of_b_frames() -> None:
     assert int(found["bframes"]) == 14 < int(found["rc-lookahead"])
 
 
-def test_av1_hurries_only_where_pictures_fade() -> None:
-    """A jump after standing still is what its fastest presets get wrong."""
+def test_av1_leaves_out_its_filters_only_where_pictures_fade() -> None:
+    """And its preset stays: a faster one lets stand what changes by little."""
     default = CODECS["av1"].qualities["default"]
     still = make_timeline(100, duration=Fraction(30), fps=Fraction(30), interpolation="none")
-    assert dict(tuned(default, timeline(100, 30), variable=False).options)["preset"] == "12"
-    assert dict(tuned(default, still, variable=False).options)["preset"] == "10"
-    assert dict(tuned(CODECS["av1"].qualities["high"], timeline(100, 30), variable=False).options)["preset"] == "10"
+    fading = dict(tuned(default, timeline(100, 30), variable=False).options)
+    assert (fading["preset"], fading["svtav1-params"]) == ("10", "enable-tf=0:enable-dlf=0")
+    assert dict(tuned(default, still, variable=False).options) == dict(default.options)
+    assert "svtav1-params" not in dict(tuned(CODECS["av1"].qualities["high"], timeline(100, 30), variable=False).options)
