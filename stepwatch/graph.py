@@ -207,12 +207,13 @@ def retimed_argv(plan: OutputPlan, pace: Pace, *, ffmpeg_path: str, source: str,
     paced = {ticks: _paced(ticks, pace) for ticks in ("PTS", "DTS", "(PTS+DURATION)")}
     # Only the last picture's own length is to be said; a container knows the others from what follows.
     lasts = f"{paced['(PTS+DURATION)']}-{paced['PTS']}"
-    if plan.fades:
-        # The last one that is decoded need not be the last one that shows, and a container goes by the times of decoding.
-        lasts = f"if(eq(N,{plan.pictures - 1}),{ends}-{paced['DTS']},{lasts})"
     lasts = f"if(gte({paced['PTS']},{_seconds(last)}/TB-1),{ends}-{paced['PTS']},{lasts})"
     options = {"c": "copy", "f": codec.muxer, "map_metadata": "-1", **dict(codec.muxer_options)}
-    options["bsf:v"] = f"setts=pts='{paced['PTS']}':dts='{paced['DTS']}':duration='{lasts}'"
+    decoded = paced["DTS"]
+    if plan.fades:
+        # What shows last is decoded last and can wait until it shows, so that by the times of decoding, too, all ends when it should.
+        decoded = f"if(eq(N,{plan.pictures - 1}),{paced['PTS']},{decoded})"
+    options["bsf:v"] = f"setts=pts='{paced['PTS']}':dts='{decoded}':duration='{lasts}'"
     # The ticks stay those of *source*: ffmpeg 5.1 tells the expressions those of the new file, while the times still count in the old ones.
     _allow_any_tag(options, plan, apple=apple)
     argv = _compile(ffmpeg.output(packets["v"], DESTINATION, **options), ffmpeg_path, files={DESTINATION: destination, SOURCE: source})

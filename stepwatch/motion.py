@@ -239,16 +239,18 @@ class Woven(Maker):
         super().write(image)
         self._given += 1
 
-    def finish(self) -> None:
+    def end_with(self, image: bytes) -> None:
+        """The run has ended early: *image*, the last that came, is one more picture, and the last."""
         assert self._plan.fades is not None
-        # A run that has ended early ends with the anchor that was given last.
-        self._count = self._plan.fades.anchors[self._given - 1] + 1
-        super().finish()
+        if self._given < len(self._plan.fades.anchors):
+            self._weave.end_with(self._given)
+            self._count = self._plan.fades.anchors[self._given - 1] + 2
+            self.write(image)
 
     def _pictures(self) -> Iterator[bytes]:
         anchors = self._filters[0]
         try:
-            while self._weave.made < self._plan.pictures:
+            while self._weave.made < self._count:
                 data = anchors.read()
                 if data is None:
                     self._weave.close()

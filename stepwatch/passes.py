@@ -164,9 +164,9 @@ class _Feed:
 
     def finish(self, *, images: int | None = None) -> None:
         """Wait for the end of the encode, and of whoever watches it; raises what went wrong first. *images*: no more will come."""
-        if images is not None and self.draft.plan.fades is not None and self._next is not None and self._next.first == images - 1:
-            # The last one that came was to be seen on its way to the next; now it is what stays.
-            self.sink.write(self._images.pixels(replace(self._next, second=self._next.first, weight=Fraction(0)), self.draft.plan))
+        if images is not None and isinstance(self.sink, motion.Woven):
+            # It was to be seen on its way to the next one; now it is what stays.
+            self.sink.end_with(self._images.pixels(Mix(first=images - 1, second=images - 1, weight=Fraction(0)), self.draft.plan))
         try:
             self.sink.finish()
         except EncodeError as error:

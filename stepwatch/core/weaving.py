@@ -40,6 +40,7 @@ class Weave:
         self._start = b""
         self._tick = 0
         self._anchors = 0
+        self._last: int | None = None
         self._shown = 0
         """Number of the last anchor's picture."""
         self.made = 0
@@ -52,6 +53,13 @@ class Weave:
                 self._begin(boxes.Header.read(contents))
             else:
                 yield from self._anchor(contents)
+
+    def end_with(self, number: int) -> None:
+        """The anchor of this number, not made yet, is the last one, and comes right behind the one before it.
+
+        So the picture that shows last is also decoded last, and as long as a container says of that.
+        """
+        self._last = number
 
     def close(self) -> None:
         """There is no more; ValueError where the encoder has stopped in the middle of a picture."""
@@ -69,6 +77,8 @@ class Weave:
         gap = next(self._gaps, None)
         if self._weaver is None or gap is None:
             raise ValueError("it holds a picture that nobody asked for")
+        if self._anchors == self._last:
+            gap = min(gap, 1)
         self._shown += gap
         units = self._weaver.anchor(boxes.units_of(sample), gap)
         if self._weaver.key is not (self._anchors in self._keys):

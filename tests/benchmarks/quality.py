@@ -27,6 +27,8 @@ from tests.benchmarks.inputs import Frames
 BT709 = (0.2126, 0.7152, 0.0722)
 BT601 = (0.299, 0.587, 0.114)
 """What ffmpeg takes untagged planes for."""
+HUNDREDTHS = Fraction(1, 50)
+"""Seconds by which a number in hundredths may be off another one that says the same."""
 SLACK = Fraction(1, 1000)
 """Seconds; what ends within one tick of the coarsest container is exact."""
 
@@ -158,10 +160,11 @@ def _video_times(path: Path, ffmpeg: str) -> tuple[list[Fraction], Fraction]:
     packets = sorted((int(fields[2]), int(fields[3])) for line in said.splitlines() if (fields := line.split(",")) and line[:1] == "0")
     start, (last, length) = packets[0][0], packets[-1]
     duration = (last + length - start) * tick
-    if path.suffix == ".webm":
-        # Its packets have no length of their own: the container tells the whole.
-        told = re.search(r"Duration: (\d+):(\d+):(\d+\.\d+)", _said([ffmpeg, "-hide_banner", "-i", str(path)], errors=True))
-        duration = (int(told[1]) * 3600 + int(told[2]) * 60 + Fraction(told[3])) if told else duration
+    # Packets of a webm have no length of their own, and older ffmpegs guess that of a last one in MP4: the container tells the whole, in hundredths.
+    told = re.search(r"Duration: (\d+):(\d+):(\d+\.\d+)", _said([ffmpeg, "-hide_banner", "-i", str(path)], errors=True))
+    if told:
+        whole = int(told[1]) * 3600 + int(told[2]) * 60 + Fraction(told[3])
+        duration = whole if path.suffix == ".webm" or abs(whole - duration) > HUNDREDTHS else duration
     return [(time - start) * tick for time, _ in packets], duration
 
 
