@@ -203,12 +203,15 @@ class Encoder:
         """The end of what ffmpeg complained of."""
         return "\n".join(self._lines)
 
-    def write(self, image: bytes) -> None:
-        """Queue the pixels of one image (rgb24, rows from the top); waits while ffmpeg is busy. Raises Interrupted, EncodeError (hung)."""
+    def write(self, image: bytes, count: int = 1) -> None:
+        """Queue the pixels of one image (rgb24, rows from the top); waits while ffmpeg is busy. Raises Interrupted, EncodeError (hung).
+
+        What is encoded already may be several pictures at once, *count* of them.
+        """
         while self.running:
             try:
                 self._images.put(image, timeout=0.2)
-                self._given += 1
+                self._given += count
                 self._moved = self._waited  # It had nothing to do while the image was made.
                 return
             except queue.Full:

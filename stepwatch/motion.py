@@ -14,6 +14,7 @@ images and pictures wait anywhere, however long the run is.
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -92,6 +93,11 @@ class Maker(ABC):
         for one in self._filters:
             one.write(image)
 
+    @property
+    def failed(self) -> bool:
+        """Whether an ffmpeg that comes before the encoder has left off too early."""
+        return self._failed is not None
+
     def finish(self) -> None:
         """Wait until every picture is made and encoded; raises whatever went wrong, here or with the encoder."""
         for one in self._filters:
@@ -114,15 +120,15 @@ class Maker(ABC):
             raise EncodeError(f"only {self._passed_on} of {self._count} pictures were made of the images", hint="run again with -v")
 
     @abstractmethod
-    def _pictures(self) -> Iterator[bytes]:
-        """Every picture in its order; ends early, with `_failed` set, when an ffmpeg has no more to give."""
+    def _pictures(self) -> Iterator[tuple[bytes, int]]:
+        """Every picture in its order, one or some at a time, with how many; ends early, with `_failed` set, when an ffmpeg has no more to give."""
 
     def _work(self) -> None:
         """Pass the pictures on to the encoder, until all are made or anything fails."""
         try:
-            for picture in self._pictures():
-                self._encoder.write(picture)
-                self._passed_on += 1
+            for pictures, count in self._pictures():
+                self._encoder.write(pictures, count)
+                self._passed_on += count
                 if self._over.is_set() or not self._encoder.running:
                     break
         except StepwatchError as error:
@@ -164,14 +170,14 @@ class Parts(Maker):
         commands = [graph.motion_argv(plan, ffmpeg_path=ffmpeg, part=part, parts=parts) for part in range(parts)]
         super().__init__(plan, encoder, commands, count=plan.timeline.pictures, size=_picture_size(plan), stop=stop, on_line=on_line)
 
-    def _pictures(self) -> Iterator[bytes]:
+    def _pictures(self) -> Iterator[tuple[bytes, int]]:
         for number in range(self._count):
             one = self._filters[number % len(self._filters)]
             picture = one.read()
             if picture is None:
                 self._failed = one
                 return
-            yield picture
+            yield picture, 1
 
 
 class Flow(Maker):
@@ -192,7 +198,7 @@ class Flow(Maker):
                 return
             yield flow.Planes(data, sizes)
 
-    def _pictures(self) -> Iterator[bytes]:
+    def _pictures(self) -> Iterator[tuple[bytes, int]]:
         threads = processors()
         timeline = self._plan.timeline
         mixes = deque(timeline.picture(timeline.head + number) for number in range(timeline.pictures))
@@ -208,9 +214,9 @@ class Flow(Maker):
                         weight = float(mix.weight) if mix.first == position else 1.0
                         making.append(pool.submit(pair.picture, weight))
                         while len(making) > 2 * threads:
-                            yield making.popleft().result()
+                            yield making.popleft().result(), 1
                 while making:
-                    yield making.popleft().result()
+                    yield making.popleft().result(), 1
             finally:
                 for one in making:
                     one.cancel()
@@ -247,19 +253,20 @@ class Woven(Maker):
             self._count = self._plan.fades.anchors[self._given - 1] + 2
             self.write(image)
 
-    def _pictures(self) -> Iterator[bytes]:
+    def _pictures(self) -> Iterator[tuple[bytes, int]]:
         anchors = self._filters[0]
-        try:
-            while self._weave.made < self._count:
-                data = anchors.read()
-                if data is None:
-                    self._weave.close()
-                    break
-                yield from self._weave.take(data)
-        except ValueError as error:
-            raise EncodeError(f"what the encoder has made cannot be woven into cross-fades: {error}", hint="run again with -v") from error
-        if self._weave.made < self._count:
-            self._failed = anchors
+        while self._weave.made < self._count:
+            data = anchors.read()
+            if data is None:
+                # Whether it has left off or died, and why, is for itself to say.
+                self._failed = anchors
+                return
+            try:
+                made = list(self._weave.take(data))
+            except (ValueError, LookupError, struct.error) as error:
+                raise EncodeError(f"what the encoder has made cannot be woven into cross-fades: {error}", hint="run again with -v") from error
+            if made:
+                yield b"".join(made), len(made)
 
 
 def parts_for(plan: OutputPlan, processors: int) -> int:

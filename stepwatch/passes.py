@@ -1,4 +1,4 @@
-"""Passes over the frames of one run: each image decoded once, and fed to one ffmpeg for each output.
+"""Passes over the frames of one run: each image decoded once, and fed to the ffmpegs of each output.
 
 There is a pass for the palettes of gifs, one for all outputs, and more only for outputs that have to fit into ``max_size``. What comes out are
 temporary files that nobody has verified yet; `rendering` does that, and publishes them.
@@ -35,6 +35,8 @@ from stepwatch.witness import Witness, can_witness
 
 AHEAD = 2
 """Images that are decoded at once. That takes most of a render's time in this process; but each is large, and ffmpeg has work to do too."""
+LARGE = 1 << 24
+"""Pixels of an image beyond which there is no second one in memory for the sake of speed."""
 
 
 class Observer(Protocol):
@@ -170,7 +172,8 @@ class _Feed:
         try:
             self.sink.finish()
         except EncodeError as error:
-            if self.witness is not None and "Broken pipe" in error.stderr:
+            before_it = isinstance(self.sink, motion.Maker) and self.sink.failed
+            if self.witness is not None and not before_it and "Broken pipe" in error.stderr:
                 self.witness.finish()  # It had nobody left to write to, and this says why.
             raise
         if self.witness is not None:
@@ -390,14 +393,15 @@ class Passes:
 
     def _decoded(self, places: Iterator[tuple[int, int]]) -> Generator[tuple[int, Image.Image]]:
         """Each position with its image decoded, in order; as many are decoded at once as there are processors for it, and no more wait."""
-        ahead = min(AHEAD, motion.processors())
+        width, height = self._plan.canvas
+        ahead = min(AHEAD, motion.processors()) if width * height <= LARGE else 1
         with ThreadPoolExecutor(ahead, thread_name_prefix="decode") as pool:
             coming: deque[tuple[int, Future[Image.Image]]] = deque()
             try:
                 while True:
-                    for position, image in islice(places, ahead - len(coming)):
+                    for position, number in islice(places, ahead - len(coming)):
                         try:
-                            coming.append((position, pool.submit(self._decode, image)))
+                            coming.append((position, pool.submit(self._decode, number)))
                         except RuntimeError as error:  # What Python says when the system has no thread left.
                             raise EnvironmentFault(
                                 "images cannot be decoded: no more threads can be started", hint="raise the limit on processes"
@@ -407,7 +411,10 @@ class Passes:
                     if self._stop.is_set():
                         raise Interrupted("stopped by the user")
                     position, future = coming.popleft()
-                    yield position, future.result()
+                    image = future.result()
+                    del future  # It keeps the image for as long as it is kept itself.
+                    yield position, image
+                    del image
             finally:
                 for _, future in coming:
                     future.cancel()

@@ -229,7 +229,11 @@ class Lister:
             raise Interrupted("stopped by the user")
         pipe, self._process.stdin = self._process.stdin, None
         assert pipe is not None
-        threading.Thread(target=_pour, args=(path, pipe), name="ffmpeg-list", daemon=True).start()
+        try:
+            threading.Thread(target=_pour, args=(path, pipe), name="ffmpeg-list", daemon=True).start()
+        except RuntimeError:  # What Python says when the system has no thread left.
+            pipe.close()
+            return None
         with self._process as process:
             ran = _outcome(process, stop)
         return None if ran.returncode or ran.stderr else _lines(ran)

@@ -1346,3 +1346,16 @@ def test_a_policy_that_is_right_needs_no_pydantic(tmp_path: Path) -> None:
     script += "service=config.load_service(None), settings=('timeline.hold_last=0s',))); print('pydantic' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False, capture_output=True, text=True)
     assert ran.stdout == "False\n", ran.stderr
+
+
+@pytest.mark.parametrize(("written", "rate"), [("59.94006", "60000/1001"), ("23.976024", "24000/1001"), ("29.97", "2997/100"), ("25/2", "25/2")])
+def test_a_rate_with_more_digits_than_ffmpeg_keeps_is_the_one_that_is_meant(written: str, rate: str) -> None:
+    """What ffprobe prints of 60000/1001 comes back as that; ffmpeg would round it to a rate on whose pictures nothing falls."""
+    assert values.parse_rate(float(written) if "/" not in written else written) == Fraction(rate)
+
+
+def test_a_name_of_thousands_of_digits_is_a_complaint(tmp_path: Path) -> None:
+    """Python makes no number of them, and says so in its own way."""
+    (tmp_path / "stepwatch.yaml").write_text(f'metadata: {{author: "{"1" * 5000}"}}\n')
+    with pytest.raises(ConfigError, match=r"metadata\.author"):
+        config.resolve_for(tmp_path, service=config.load_service(None))

@@ -124,7 +124,7 @@ def scripted_ffmpeg(daemon: Daemon, real: str, when: str, *commands: str) -> Non
 
 
 ENCODES = "*pipe:0*"
-PROVES = "*pipe:0*) ;; *-i\\ file:*.tmp.*"
+PROVES = "*pipe:0*) ;; *-i\\ pipe:\\ -map\\ 0\\ -c\\ copy*"
 
 
 def held_ffmpeg(daemon: Daemon, real: str, when: str = ENCODES) -> Gate:

@@ -70,7 +70,8 @@ class Collector:
     def __init__(self) -> None:
         self.pictures: list[bytes] = []
 
-    def write(self, picture: bytes) -> None:
+    def write(self, picture: bytes, count: int = 1) -> None:
+        assert count == 1
         self.pictures.append(picture)
 
     def finish(self) -> None: ...

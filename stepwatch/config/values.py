@@ -113,14 +113,23 @@ def parse_size(value: object) -> int:
     return size
 
 
+LARGEST_TERM = 1_001_000
+"""Of a rate that ffmpeg takes as it is; it rounds what is larger, and then nothing falls on its pictures any more."""
+
+
+def _simple(rate: Fraction) -> Fraction:
+    """The rate, or where ffmpeg could not keep it, the one that was meant: 59.94006 is 60000/1001 as others print it."""
+    return rate if max(rate.numerator, rate.denominator) <= LARGEST_TERM else rate.limit_denominator(1001)
+
+
 def parse_rate(value: object) -> Fraction:
-    """Read ``30``, ``29.97`` or ``30000/1001``, exact."""
+    """Read ``30``, ``29.97`` or ``30000/1001``, exact; with more digits than ffmpeg keeps, what they stand for."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _exact(value)
+        return _simple(_exact(value))
     if isinstance(value, str):
         ratio = re.fullmatch(r"([0-9]{1,9})(?:/([0-9]{1,9}))", value)
         if ratio and int(ratio[2]):
-            return Fraction(int(ratio[1]), int(ratio[2]))
+            return _simple(Fraction(int(ratio[1]), int(ratio[2])))
         meant = re.sub(r"\s+", "", value.lower().removesuffix("fps").removesuffix("hz")) if len(value) <= MOST_CHARACTERS else ""
         if re.fullmatch(r"[0-9]+(\.[0-9]+)?(/[1-9][0-9]*)?", meant):
             raise WrongValue("this is not a rate", f"write {meant.lstrip('0') or '30'}")
@@ -384,7 +393,7 @@ def _plainly(value: object, hint: Any) -> list[object]:
         limits = next((mark for mark in hint.__metadata__ if isinstance(mark, model.Range)), model.Range())
         kind = next((KINDS[type(mark)] for mark in hint.__metadata__ if type(mark) in KINDS), None)
         if kind is not None:
-            with contextlib.suppress(WrongValue):
+            with contextlib.suppress(ValueError):  # WrongValue, and what Python says of a number of thousands of digits.
                 return [_within(kind.parse, limits, value)]
         elif hint.__origin__ is not int:
             return _plainly(value, hint.__origin__)

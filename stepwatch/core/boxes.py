@@ -59,11 +59,6 @@ class Fragments:
             if kind in (b"moov", b"mdat"):
                 yield kind, contents
 
-    @property
-    def complete(self) -> bool:
-        """Whether nothing has begun that has not ended."""
-        return not self._rest
-
 
 @dataclass(frozen=True, slots=True)
 class Header:

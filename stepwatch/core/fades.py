@@ -2,9 +2,8 @@
 
 Theory of operation. Between two images the animation goes in a straight line, picture by picture. Whoever knows both ends of a straight line knows
 all of it; so only the pictures at its ends, the *anchors*, are encoded. Where an image falls exactly on a picture, that picture is one. Where it
-falls between two, both are, for neither line reaches beyond its image. A line that is too long gets anchors on its way;
-
-H.264 is what bounds their length, H.265 takes longer ones.
+falls between two, both are, for neither line reaches beyond its image. A line that is too long gets anchors on its way:
+H.264 is what bounds its length, H.265 takes longer ones.
 
 A key frame refers to nothing, so that no fade may lead to it: it comes right behind another anchor.
 """
@@ -22,6 +21,8 @@ from stepwatch.core.timeline import Timeline
 
 KEYFRAME_EVERY = 250
 """Pictures between key frames, at most: as far as a player goes back to seek."""
+MOST_KEYS = 2000
+"""Key frames; each is named to the encoder in a single argument, of which the system takes 128 KiB. That is half a million pictures."""
 WORTH = 2
 """Pictures for each anchor, at least; with fewer there is nothing to be gained."""
 
@@ -51,7 +52,7 @@ def fades_of(timeline: Timeline) -> Fades | None:
         begins = timeline.head + Fraction(position * timeline.pictures, timeline.positions)
         ends |= {math.floor(begins), math.ceil(begins)}
     made = _with_keys(_filled(sorted(ends)))
-    return made if WORTH * len(made.anchors) <= timeline.total else None
+    return made if WORTH * len(made.anchors) <= timeline.total and len(made.keys) <= MOST_KEYS else None
 
 
 def _filled(ends: Iterable[int]) -> list[int]:

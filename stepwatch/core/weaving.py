@@ -61,11 +61,6 @@ class Weave:
         """
         self._last = number
 
-    def close(self) -> None:
-        """There is no more; ValueError where the encoder has stopped in the middle of a picture."""
-        if not self._fragments.complete:
-            raise ValueError("it ends in the middle of a picture")
-
     def _begin(self, header: boxes.Header) -> None:
         tick = header.timescale / self._fps
         if self._weaver is not None or tick.denominator != 1:
