@@ -2,9 +2,9 @@
 
 Theory of operation. A B-picture in which every macroblock is skipped is, by the standard, the weighted mean of the two reference pictures around
 it: nothing moves where nothing around it does (8.4.1.2.2), no residual is added, no edge is smoothed (8.7.2.1), and with implicit weights each
-reference counts by its distance in time (8.4.2.3.1). That is a linear cross-fade, to within a sixty-fourth of the difference of the two, in fewer
-than twenty bytes, and to a decoder it is the cheapest picture there is. So only *anchors* are encoded: the pictures between which the animation
-goes in a straight line, as a plain sequence of I- and P-pictures. `Weaver` moves them to their places in time, and puts the pictures between.
+reference counts by its distance in time (8.4.2.3.1). That is a linear cross-fade, to within a sixty-fourth of the difference of the two, in a few
+dozen bytes, and to a decoder it is the cheapest picture there is. So only *anchors* are encoded: the pictures between which the animation goes in a
+straight line, as a plain sequence of I- and P-pictures. `Weaver` moves them to their places in time, and puts the pictures between.
 
 What has to change in the encoder's own units: the sequence parameters get picture order counts of type 0 (H.264 derives no places of its own for
 pictures that are not in order) and room for two references, the picture parameters implicit weights, and each slice header its place. The coded
