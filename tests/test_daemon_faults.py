@@ -124,7 +124,8 @@ def scripted_ffmpeg(daemon: Daemon, real: str, when: str, *commands: str) -> Non
 
 
 ENCODES = "*pipe:0*"
-PROVES = "*pipe:0*) ;; *-i\\ pipe:\\ -map\\ 0\\ -c\\ copy*"
+PROVES = "*pipe:0*) ;; *-i\\ pipe:\\ -map\\ 0\\ -c\\ copy*) exit 1 ;; *-i\\ file:*.tmp.*"
+"""The proof begins when the encode is over only where no ffmpeg has waited for that; and without one there is a proof all the same."""
 
 
 def held_ffmpeg(daemon: Daemon, real: str, when: str = ENCODES) -> Gate:
