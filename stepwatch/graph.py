@@ -91,7 +91,9 @@ def anchors_argv(plan: OutputPlan, *, ffmpeg_path: str, threads: int | None = No
     # Where in time they really are is for `weaving` to say; the encoder has to know the rate, for that decides on the level.
     stream = _colours_named(_to_planes(_pixels(plan, "rgb24", plan.fps), plan))
     options = {"c:v": plan.encoding.encoder, **dict(plan.encoding.options), **COLOURS, "fps_mode": "passthrough"}
-    options |= {"force_key_frames": f"expr:{_any_of([f'eq(n,{place})' for place in plan.fades.keys])}", "forced-idr": "1"}
+    options |= {"force_key_frames": f"expr:{_any_of([f'eq(n,{place})' for place in plan.fades.keys])}"}
+    if plan.codec.name in ("h264", "h265"):
+        options["forced-idr"] = "1"
     options |= {"f": "mp4", "movflags": "empty_moov+default_base_moof+frag_every_frame", "flush_packets": "1"}
     return _compile(ffmpeg.output(stream, "pipe:1", **options, **limit), ffmpeg_path, files={}, progress=False)
 

@@ -1,7 +1,7 @@
 """Fragments of an MP4 file as a stream of packets: read from one ffmpeg, written for another.
 
-Numbers of clauses are those of ISO/IEC 14496-12 (the boxes) and 14496-15 (the configuration of H.264 and H.265 in them). All numbers are
-big-endian; a box is its length, counting these eight bytes, four letters, and what is in it.
+Numbers of clauses are those of ISO/IEC 14496-12 (the boxes) and 14496-15 (the configuration of H.264 and H.265 in them); that of VP9 is by the VP
+codec binding, version 1.0. All numbers are big-endian; a box is its length, counting these eight bytes, four letters, and what is in it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Header:
 
     @classmethod
     def read(cls, contents: bytes) -> Header:
-        """The contents of a box ``moov``. Raises ValueError for what ffmpeg does not write for H.264 and H.265."""
+        """The contents of a box ``moov``. Raises ValueError for what ffmpeg does not write for such streams."""
         media = _descend(contents, _WAY[1:3])
         timing = _descend(media, (b"mdhd",))
         timescale = int.from_bytes(timing[20:24] if timing[0] else timing[12:16], "big")
@@ -190,4 +190,13 @@ def _hevc_with(data: bytes, units: Sequence[bytes]) -> bytes:
     return data[:22] + bytes([len(arrays)]) + b"".join(arrays)
 
 
-_CONFIGURATIONS = {b"avcC": (_avc_units, _avc_with), b"hvcC": (_hevc_units, _hevc_with)}
+def _no_units(_data: bytes) -> list[bytes]:
+    """VP9 has no parameters but those in its key frames."""
+    return []
+
+
+def _as_it_is(data: bytes, _units: Sequence[bytes]) -> bytes:
+    return data
+
+
+_CONFIGURATIONS = {b"avcC": (_avc_units, _avc_with), b"hvcC": (_hevc_units, _hevc_with), b"vpcC": (_no_units, _as_it_is)}

@@ -105,7 +105,7 @@ def _vp9(crf: int) -> Encoding:
 def _tuned_vp9(speed: int, crf: int) -> Encoding:
     """Rows of blocks are shared out among threads, the quantiser is the same for all of a picture, and key frames cost too much to come often."""
     options = (("crf", str(crf)), ("b:v", "0"), ("deadline", "realtime"), ("cpu-used", str(speed)), ("row-mt", "1"), ("aq-mode", "0"), ("g", "250"))
-    return Encoding(encoder="libvpx-vp9", options=options, pixels="yuv420p")
+    return Encoding(encoder="libvpx-vp9", options=options, pixels="yuv420p", follows=True)
 
 
 def _svt(preset: int, crf: int, *, follows: bool = False) -> Encoding:
@@ -198,7 +198,7 @@ _TABLE = (
         suffix=".webm",
         muxer="webm",
         stream="vp9",
-        qualities={"default": _tuned_vp9(7, 35), "classic": _vp9(34), "high": _tuned_vp9(5, 20), "small": _tuned_vp9(5, 46)},
+        qualities={"default": _tuned_vp9(7, 32), "classic": _vp9(34), "high": _tuned_vp9(5, 17), "small": _tuned_vp9(5, 43)},
         quality_option="crf",
         coarsest=63,
         finest=1,

@@ -1,9 +1,9 @@
-"""Which pictures of a cross-fade an encoder has to see, when the others are written without it (`avc`, `hevc`).
+"""Which pictures of a cross-fade an encoder has to see, when the others are written without it (`avc`, `hevc`, `vp9`).
 
 Theory of operation. Between two images the animation goes in a straight line, picture by picture. Whoever knows both ends of a straight line knows
 all of it; so only the pictures at its ends, the *anchors*, are encoded. Where an image falls exactly on a picture, that picture is one. Where it
-falls between two, both are, for neither line reaches beyond its image. A line that is too long gets anchors on its way:
-H.264 is what bounds its length, H.265 takes longer ones.
+falls between two, both are, for neither line reaches beyond its image. A line that is too long for how a
+stream makes fades gets anchors on its way.
 
 A key frame refers to nothing, so that no fade may lead to it: it comes right behind another anchor.
 """
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from stepwatch.core.avc import LONGEST_FADE
 from stepwatch.core.timeline import Timeline
 
 KEYFRAME_EVERY = 250
@@ -42,8 +41,11 @@ class Fades:
         return (0, *(after - before for before, after in pairwise(self.anchors)))
 
 
-def fades_of(timeline: Timeline) -> Fades | None:
-    """The cross-fades of *timeline*; None where it has none, or hardly any picture lies between the images."""
+def fades_of(timeline: Timeline, longest: int) -> Fades | None:
+    """The cross-fades of *timeline*, with anchors at most *longest* pictures apart.
+
+    None where it has none, or hardly any picture lies between the images.
+    """
     if timeline.dense or timeline.interpolation != "blend":
         return None
     last = timeline.total - 1
@@ -51,15 +53,15 @@ def fades_of(timeline: Timeline) -> Fades | None:
     for position in range(1, timeline.positions):
         begins = timeline.head + Fraction(position * timeline.pictures, timeline.positions)
         ends |= {math.floor(begins), math.ceil(begins)}
-    made = _with_keys(_filled(sorted(ends)))
+    made = _with_keys(_filled(sorted(ends), longest))
     return made if WORTH * len(made.anchors) <= timeline.total and len(made.keys) <= MOST_KEYS else None
 
 
-def _filled(ends: Iterable[int]) -> list[int]:
+def _filled(ends: Iterable[int], longest: int) -> list[int]:
     """Anchors on the way, evenly, where two ends lie too far apart."""
     anchors = [0]
     for begin, end in pairwise(ends):
-        parts = -(-(end - begin) // LONGEST_FADE)
+        parts = -(-(end - begin) // longest)
         anchors += [begin + (end - begin) * part // parts for part in range(1, parts + 1)]
     return anchors
 

@@ -1,4 +1,4 @@
-"""A cross-fade made of nothing but means: the plan for streams whose decoders mix two pictures half and half and in no other way (`av1`).
+"""A cross-fade made of nothing but means: the plan for streams whose decoders mix two pictures half and half and in no other way (`vp9`).
 
 Theory of operation. The mean of two anchors lies halfway between them, the mean of that and an anchor at a quarter, and so on: whoever halves
 *depth* times reaches every multiple of 1/2^depth. A picture of the fade shows the multiple that is nearest to its place in time. Means that lead to
@@ -47,10 +47,12 @@ class Shown:
 def halved(gap: int, depth: int) -> tuple[Mean | Shown, ...]:
     """What is to be made for the gap - 1 pictures between two anchors, in order.
 
-    No more than *depth* halvings lead to a picture, and fewer where those are near enough: the error is a quarter of the way from one picture to the
-    next, or none. Slots are 0 .. depth - 2.
+    No more than *depth* halvings lead to a picture, and fewer where those are exact; else it is off by half a multiple at most. Slots are
+    0 .. depth - 2.
     """
-    fewer = (used for used in range(depth) if 1 << used >= 2 * gap or not (1 << used) % gap)
+    if gap < 2:
+        return ()
+    fewer = (used for used in range(depth) if not (1 << used) % gap)
     whole = 1 << next(fewer, depth)
     times = Counter((2 * number * whole + gap) // (2 * gap) for number in range(1, gap))
     return _with_slots([_Step(0, 0, 0)] * times[0] + list(_between(0, whole, times)) + [_Step(whole, whole, whole)] * times[whole])

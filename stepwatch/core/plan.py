@@ -16,13 +16,13 @@ from stepwatch.core.model import Frame, FrameFacts, Run, Survey
 from stepwatch.core.naming import printable
 from stepwatch.core.policy import OutputPolicy, Policy
 from stepwatch.core.timeline import Mix, Timeline, make_timeline
-from stepwatch.core.tuning import can_weave, tuned
+from stepwatch.core.tuning import ANCHORS, can_weave, tuned
 from stepwatch.errors import ConfigError, DamagedFramesError, MissingToolError, NoFramesError
 
 Motion = Literal["minterpolate", "flow"]
 """The engines of ``mci``: ffmpeg's filter, shared out among several processes; optical flow, where the extra is installed."""
 
-RENDERER = 3
+RENDERER = 4
 """Raised whenever the same plan would give another animation, so that old outputs are not taken for the new one."""
 
 
@@ -337,7 +337,7 @@ def plan_output(
     moves = timeline.interpolation == "mci" and not variable and not timeline.dense and timeline.positions > 1
     engine: Motion = "flow" if flow else "minterpolate"
     width, height = output_size(canvas, codec)
-    fades = fades_of(timeline) if can_weave(encoding) and not variable else None
+    fades = fades_of(timeline, ANCHORS[encoding.encoder].longest) if can_weave(encoding) and not variable else None
     return OutputPlan(
         codec=codec,
         encoding=tuned(encoding, timeline, variable=variable, fades=fades),

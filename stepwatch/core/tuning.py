@@ -1,10 +1,11 @@
 """Encoder options that follow from the timeline: where the pictures lie that the others are made of.
 
 Theory of operation. A cross-fade is what B-frames are: where every image of the run is a P-frame, and the pictures between two images are
-B-frames, weighted prediction gives the whole cross-fade for a few bytes. Where images are some pictures apart, h264 and h265 have the images encoded
-only, and the B-frames are written without an encoder (`fades`, `weaving`): then the encoder must write no B-frames of its own, and nothing else that
-could not be moved apart. Elsewhere, as for ``mci``, its decisions are switched off, so that it repeats one pattern, as long as an image is shown: the
-*rhythm*. Where that is no whole number, or a hold shifts the images, the P-frames come to lie beside the images; that costs a few per cent of bytes.
+B-frames, weighted prediction gives the whole cross-fade for a few bytes. Where images are some pictures apart, only the images are encoded, and the
+pictures between them are written without an encoder (`fades`, `weaving`): then it must write no B-frames of its own, and nothing else that could
+not be moved apart. Elsewhere, as for ``mci``, the decisions of x264 and x265 are switched off, so that they repeat one pattern, as long as an image
+is shown: the *rhythm*. Where that is no whole number, or a hold shifts the images, the P-frames come to lie beside the images; that costs a few per
+cent of bytes.
 
 The B-frames refer to P-frames only, never to one another, so that a decoder needs two pictures of memory whatever their number.
 """
@@ -13,11 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
 
-from stepwatch.core import hevc
+from stepwatch.core import avc, hevc, vp9
 from stepwatch.core.codecs import Encoding
 from stepwatch.core.fades import KEYFRAME_EVERY, Fades
 from stepwatch.core.timeline import Timeline, half_up
@@ -27,13 +28,33 @@ LONGEST_RHYTHM = 16
 SVT_LEFT_OUT = "enable-tf=0:enable-dlf=0"
 """What SVT-AV1 does not do for cross-fades: filter noise out of images before, and block edges after. It costs a fifth of the time and wins no
 likeness."""
+NEVER = 999_999
+"""Pictures after which an encoder writes a key frame that nobody asked for."""
 SHORTEST_LOOKAHEAD = 16
 """Pictures that x265 sees in advance, at least, to know what is worth its bits."""
 
-ANCHORS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {"libx264": ("x264-params", "bframes=0:ref=1:keyint=infinite"), "libx265": ("x265-params", hevc.PARAMS)}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchors:
+    """What makes an encoder write anchors that can be woven (`weaving`)."""
+
+    longest: int
+    """Pictures from one to the next, at most."""
+    options: tuple[tuple[str, str], ...]
+    """In place of the same options of a quality, or in addition; one that is a list of parameters is added to."""
+
+
+ANCHORS: Mapping[str, Anchors] = MappingProxyType(
+    {
+        "libx264": Anchors(longest=avc.LONGEST_FADE, options=(("x264-params", "bframes=0:ref=1:keyint=infinite"),)),
+        "libx265": Anchors(longest=hevc.LONGEST_FADE, options=(("x265-params", hevc.PARAMS),)),
+        "libvpx-vp9": Anchors(
+            longest=vp9.LONGEST_FADE,
+            options=(("error-resilient", "1"), ("auto-alt-ref", "0"), ("lag-in-frames", "0"), ("g", str(NEVER))),
+        ),
+    }
 )
-"""For each encoder whose anchors can be woven (`weaving`), the option that takes them and what makes it write such as are understood there."""
+"""For each encoder for which that is known."""
 
 
 def can_weave(encoding: Encoding) -> bool:
@@ -49,8 +70,9 @@ def tuned(encoding: Encoding, timeline: Timeline, *, variable: bool, fades: Fade
     if not encoding.follows:
         return encoding
     if fades is not None:
-        name, more = ANCHORS[encoding.encoder]
-        return _with(encoding, name, more)
+        for name, value in ANCHORS[encoding.encoder].options:
+            encoding = _with(encoding, name, value) if name.endswith("-params") else _replaced(encoding, name, value)
+        return encoding
     if encoding.encoder == "libx264":
         return _with(encoding, "x264-params", _x264(rhythm(timeline), variable=variable))
     if encoding.encoder == "libx265":
@@ -63,6 +85,10 @@ def tuned(encoding: Encoding, timeline: Timeline, *, variable: bool, fades: Fade
 
 def _with(encoding: Encoding, name: str, more: str) -> Encoding:
     return replace(encoding, options=tuple((key, f"{value}:{more}" if key == name and more else value) for key, value in encoding.options))
+
+
+def _replaced(encoding: Encoding, name: str, value: str) -> Encoding:
+    return replace(encoding, options=(*((key, old) for key, old in encoding.options if key != name), (name, value)))
 
 
 def rhythm(timeline: Timeline) -> int:

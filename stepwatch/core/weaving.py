@@ -1,12 +1,13 @@
-"""A stream of anchors becomes the whole animation: see `fades` for which they are, `avc` and `hevc` for what is put between them."""
+"""A stream of anchors becomes the whole animation: see `fades` for which they are, `avc`, `hevc` and `vp9` for what is put between them."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Protocol
 
-from stepwatch.core import avc, boxes, hevc
+from stepwatch.core import avc, boxes, hevc, vp9
 from stepwatch.core.fades import Fades
 
 
@@ -14,12 +15,64 @@ class _Weaver(Protocol):
     units: list[bytes]
     key: bool
 
+
+class _OfUnits(_Weaver, Protocol):
     def anchor(self, units: Sequence[bytes], gap: int) -> list[bytes]: ...
 
     def fades(self, gap: int) -> Iterator[bytes]: ...
 
 
-WEAVERS: Mapping[str, Callable[[Sequence[bytes]], _Weaver]] = {"h264": avc.Weaver, "hevc": hevc.Weaver}
+class _OfSamples(_Weaver, Protocol):
+    def pictures(self, sample: bytes, gap: int) -> list[bytes]: ...
+
+
+class _Way(Protocol):
+    """How a stream is woven."""
+
+    waits: int
+    """Pictures that what shows waits for, so that nothing shows before it is decoded."""
+
+    @property
+    def weaver(self) -> _Weaver: ...
+
+    def samples(self, sample: bytes, gap: int) -> Iterator[tuple[int, bytes]]:
+        """What becomes of an anchor, in the order of decoding: samples, and how many pictures before the anchor each shows."""
+        ...
+
+
+class _Backwards:
+    """An anchor is decoded before the fade that leads to it, and shows after it."""
+
+    waits = 1
+
+    def __init__(self, make: Callable[[Sequence[bytes]], _OfUnits], units: Sequence[bytes]) -> None:
+        self.weaver = make(units)
+
+    def samples(self, sample: bytes, gap: int) -> Iterator[tuple[int, bytes]]:
+        yield 0, boxes.sample_of(self.weaver.anchor(boxes.units_of(sample), gap))
+        for number, unit in enumerate(self.weaver.fades(gap), 1):
+            yield gap - number, boxes.sample_of([unit])
+
+
+class _InOrder:
+    """All shows in the order of decoding; what has to be decoded before is part of another sample, and hidden."""
+
+    waits = 0
+
+    def __init__(self, make: Callable[[Sequence[bytes]], _OfSamples], units: Sequence[bytes]) -> None:
+        self.weaver = make(units)
+
+    def samples(self, sample: bytes, gap: int) -> Iterator[tuple[int, bytes]]:
+        pictures = self.weaver.pictures(sample, gap)
+        for number, picture in enumerate(pictures, 1):
+            yield len(pictures) - number, picture
+
+
+WAYS: Mapping[str, Callable[[Sequence[bytes]], _Way]] = {
+    "h264": functools.partial(_Backwards, avc.Weaver),
+    "hevc": functools.partial(_Backwards, hevc.Weaver),
+    "vp9": functools.partial(_InOrder, vp9.Weaver),
+}
 """For each stream that can be woven."""
 
 
@@ -33,10 +86,10 @@ class Weave:
         self._gaps = iter(fades.gaps)
         self._keys = frozenset(fades.keys)
         self._fps = fps
-        self._kind = WEAVERS[stream]
+        self._find_way = WAYS[stream]
         self._fragments = boxes.Fragments()
         self._header: boxes.Header | None = None
-        self._weaver: _Weaver | None = None
+        self._way: _Way | None = None
         self._start = b""
         self._tick = 0
         self._anchors = 0
@@ -63,36 +116,26 @@ class Weave:
 
     def _begin(self, header: boxes.Header) -> None:
         tick = header.timescale / self._fps
-        if self._weaver is not None or tick.denominator != 1:
+        if self._way is not None or tick.denominator != 1:
             raise ValueError("its times count in ticks that no picture falls on")
-        self._weaver, self._tick = self._kind(header.units), tick.numerator
-        self._start = header.with_units(self._weaver.units)
+        self._way, self._tick = self._find_way(header.units), tick.numerator
+        self._start = header.with_units(self._way.weaver.units)
 
     def _anchor(self, sample: bytes) -> Iterator[bytes]:
         gap = next(self._gaps, None)
-        if self._weaver is None or gap is None:
+        if self._way is None or gap is None:
             raise ValueError("it holds a picture that nobody asked for")
         if self._anchors == self._last:
             gap = min(gap, 1)
         self._shown += gap
-        units = self._weaver.anchor(boxes.units_of(sample), gap)
-        if self._weaver.key is not (self._anchors in self._keys):
-            raise ValueError("a key frame is not where it was asked for")
+        wanted = self._anchors in self._keys
+        for earlier, made in self._way.samples(sample, gap):
+            if self._way.weaver.key is not wanted:
+                raise ValueError("a key frame is not where it was asked for")
+            yield self._picture(made, self._shown - earlier + self._way.waits, key=wanted and not earlier)
         self._anchors += 1
-        yield self._picture(units, self._shown, key=self._weaver.key)
-        for step, unit in enumerate(self._weaver.fades(gap), 1):
-            yield self._picture([unit], self._shown - gap + step, key=False)
 
-    def _picture(self, units: Sequence[bytes], shown: int, *, key: bool) -> bytes:
+    def _picture(self, sample: bytes, shown: int, *, key: bool) -> bytes:
         start, self._start = self._start, b""
-        # What is shown waits for one picture, so that nothing is shown before it is decoded.
-        made = boxes.fragment(
-            self.made + 1,
-            boxes.sample_of(units),
-            decoded=self.made * self._tick,
-            shown=(shown + 1) * self._tick,
-            duration=self._tick,
-            key=key,
-        )
-        self.made += 1
-        return start + made
+        decoded, self.made = self.made, self.made + 1
+        return start + boxes.fragment(self.made, sample, decoded=decoded * self._tick, shown=shown * self._tick, duration=self._tick, key=key)
