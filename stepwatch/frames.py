@@ -42,8 +42,9 @@ MAX_PIXELS = 160_000_000
 """Pixels of the largest frame that is decoded; a larger one is refused by its header."""
 MAX_BYTES = 1 << 30
 """Bytes of the largest file that is read."""
-KEPT = 32 << 20
-"""Bytes of files that are kept from their digest to their decode: a hundred steps of 512x512."""
+KEPT = 8 << 20
+"""Bytes of files that are kept from their digest to their decode: a run of twenty steps. To read more of them twice takes a fiftieth of the time in
+which they are decoded, and the memory counts."""
 THUMBNAIL = 32
 """Width and height of a thumbnail."""
 

@@ -264,7 +264,7 @@ class Live:
         with contextlib.ExitStack() as stack:
             reader = frames.Reader(run.key.folder)
             passes = Passes(
-                plan, reader=reader, ffmpeg=ffmpeg, digests={}, workspace=self._workspace, observer=self._observer, stop=self._stop, threads=1
+                plan, reader=reader, ffmpeg=ffmpeg, digests={}, workspace=self._workspace, observer=self._observer, stop=self._stop, live=True
             )
             for frame in self._arriving():
                 image = None

@@ -262,10 +262,11 @@ class Passes:
         observer: Observer,
         stop: threading.Event,
         verbose: bool = False,
-        threads: int | None = None,
+        live: bool = False,
     ) -> None:
-        """*threads* is how many each ffmpeg may use, None: as many as it likes."""
-        self._threads = threads
+        """*live*: the run goes on, so that each ffmpeg gets one thread of the processor that it needs, and nothing waits for more of it to come."""
+        self._live = live
+        self._threads = 1 if live else None
         self._plan = plan
         self._ffmpeg = ffmpeg
         self._digests = digests
@@ -472,7 +473,8 @@ class Passes:
         if work.witnessed:
             thumbnails = self._images.thumbnails_of(plan)
             texts = work.draft.metadata.stat().st_size if work.draft.metadata else 0
-            witness = stack.enter_context(Witness(plan, thumbnails, ffmpeg=self._ffmpeg, stop=self._stop, texts=texts))
+            how: dict[str, Any] = {"ffmpeg": self._ffmpeg, "stop": self._stop, "texts": texts, "at_once": self._live}
+            witness = stack.enter_context(Witness(plan, thumbnails, **how))
         descriptor = witness.descriptor if witness is not None else None
         argv = work.argv(descriptor)
         self.commands.append(tuple(argv))

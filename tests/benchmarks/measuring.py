@@ -26,7 +26,7 @@ class Measured:
     cpu: float
     """Seconds of processor time, user and system."""
     peak: int
-    """Bytes that all of its processes together had in memory, at most; what they share counts once for each."""
+    """Bytes that all of its processes together had in memory, at most; of what several share, each counts its part."""
 
 
 class CommandFailedError(Exception):
@@ -48,7 +48,7 @@ def measure(argv: Sequence[str], *, environment: Mapping[str, str] | None = None
     if process.returncode:
         tail = said.decode(errors="replace").strip()[-500:]
         raise CommandFailedError(f"{Path(argv[0]).name} ended with {process.returncode}: {tail}")
-    return Measured(wall=wall, cpu=usage.ru_utime + usage.ru_stime, peak=max(memory[0], usage.ru_maxrss * 1024))
+    return Measured(wall=wall, cpu=usage.ru_utime + usage.ru_stime, peak=memory[0] or usage.ru_maxrss * 1024)
 
 
 @contextlib.contextmanager
@@ -58,7 +58,7 @@ def _memory_of(pid: int) -> Iterator[list[int]]:
 
     def sample() -> None:
         while not ended.wait(SAMPLING):
-            most[0] = max(most[0], sum(map(resident, tree(pid))))
+            most[0] = max(most[0], sum(map(proportional, tree(pid))))
 
     watching = threading.Thread(target=sample, daemon=True)
     watching.start()
@@ -79,6 +79,15 @@ def tree(pid: int) -> list[int]:
                 waiting += map(int, Path(f"/proc/{process}/task/{task}/children").read_text(encoding="ascii").split())
             found.append(process)
     return found
+
+
+def proportional(pid: int) -> int:
+    """Bytes that a process has in memory, a page that several have in equal parts (Linux's PSS); 0 when it is gone."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def resident(pid: int) -> int:
