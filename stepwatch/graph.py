@@ -31,6 +31,9 @@ MIXES = 6
 PALETTE_IMAGES = 16
 """Images that a palette is made from. More know no better colours, and it takes as long as the encode to look at all of a long run."""
 
+PALETTE_PIXELS = 1 << 16
+"""Pixels of each of them, or a little more. To count the colours of all would take as long as a third of the encode, and finds no better ones."""
+
 MCI_SIDE = 32
 """Pixels; ``minterpolate`` refuses less, so smaller pictures are enlarged for it and come back afterwards."""
 
@@ -67,12 +70,13 @@ def render_argv(
     """
     import ffmpeg  # 4 MB, which a daemon that waits need not carry
 
-    stream = _ready_source(plan) if plan.motion else _source(plan)
-    stream = _interpolated(stream, plan)
-    stream = _timed(stream, plan)
-    if palette is not None:
-        colours = ffmpeg.input(PALETTE, protocol_whitelist="file", f="image2", pattern_type="none")
-        stream = ffmpeg.filter([stream, colours], "paletteuse", **_paletteuse(plan))
+    if plan.indexed:
+        stream = _timed(_pixels(plan, "pal8", plan.timeline.feed_rate if plan.variable else plan.fps), plan)
+    else:
+        stream = _ready_source(plan) if plan.motion else _source(plan)
+        stream = _timed(_interpolated(stream, plan), plan)
+        if palette is not None:
+            stream = _with_palette(stream, plan)
     # Filters and encoder each; None: as they like.
     limit = {} if threads is None else {"threads": str(threads), "filter_complex_threads": str(threads)}
     output = ffmpeg.output(stream, DESTINATION, **_output_options(plan, apple=apple), **limit)
@@ -127,6 +131,9 @@ def palette_argv(plan: OutputPlan, *, ffmpeg_path: str, destination: str) -> lis
 
     colours = 128 if plan.quality == "small" else 256
     stream = _source(plan)
+    coarser = math.isqrt(max(0, plan.width * plan.height - 1) // PALETTE_PIXELS) + 1
+    if coarser > 1:
+        stream = stream.filter("scale", w=-(-plan.width // coarser), h=-(-plan.height // coarser), flags="neighbor")
     blends = not plan.variable and not plan.timeline.dense and plan.timeline.interpolation != "none"
     if blends and plan.timeline.feed_count <= PALETTE_IMAGES:
         # A cross-fade shows colours that neither image has; a few pictures of each are enough to know them.
@@ -135,6 +142,27 @@ def palette_argv(plan: OutputPlan, *, ffmpeg_path: str, destination: str) -> lis
     stream = stream.filter("palettegen", max_colors=str(colours), stats_mode="full", reserve_transparent="1")
     output = ffmpeg.output(stream, DESTINATION, f="image2", update="1", **{"frames:v": "1", "c:v": "png"})
     return _compile(output, ffmpeg_path, files={DESTINATION: destination})
+
+
+def indexed_argv(plan: OutputPlan, *, ffmpeg_path: str, palette: str, part: int, parts: int) -> list[str]:
+    """The argument list that gives every picture of *plan* whose number leaves *part* when divided by *parts* the colours of *palette*.
+
+    Images on stdin; on stdout an index for each pixel, and the palette behind those of each picture (ffmpeg's ``pal8``).
+    """
+    import ffmpeg
+
+    # Every image is read, wanted or not: that they were is counted.
+    wanted = f"lt(n,{plan.pictures})*eq(mod(n,{parts}),{part})"
+    stream = _with_palette(_interpolated(_source(plan), plan).filter("select", wanted), plan)
+    options = {"c:v": "rawvideo", "f": "rawvideo", "pix_fmt": "pal8", "fps_mode": "passthrough"}
+    return _compile(ffmpeg.output(stream, "pipe:1", **options), ffmpeg_path, files={PALETTE: palette}, progress=False)
+
+
+def _with_palette(stream: Any, plan: OutputPlan) -> Any:
+    import ffmpeg
+
+    colours = ffmpeg.input(PALETTE, protocol_whitelist="file", f="image2", pattern_type="none")
+    return ffmpeg.filter([stream, colours], "paletteuse", **_paletteuse(plan))
 
 
 def motion_argv(plan: OutputPlan, *, ffmpeg_path: str, part: int, parts: int) -> list[str]:

@@ -1,11 +1,12 @@
-"""What makes the pictures between the images: of ``mci`` before they are encoded, of cross-fades afterwards.
+"""What makes the pictures between the images, of ``mci`` before they are encoded, of cross-fades afterwards; and what gives a palette's colours.
 
 Theory of operation. For ``mci`` there is ffmpeg's ``minterpolate`` in several processes, or optical flow. ``minterpolate`` works in one thread, and
 nearly all of its time goes into the pictures that it makes, hardly any into the motion that it looks for. So every process gets all images, finds
 the same motion in them, and makes every n-th picture only: the rate it is asked for is an n-th of the output's, and shifted. Taken from one process
 after the other, the pictures are those that a single process would make, to the bit, and nothing has to be joined. `Flow` makes its pictures in
-threads of ours, for OpenCV lets them work side by side, and asks ffmpeg for the planes of the images only. `Woven` has an ffmpeg encode the ends of
-cross-fades, and `core.weaving` write what is between them: what it passes on is encoded already.
+threads of ours, for OpenCV lets them work side by side, and asks ffmpeg for the planes of the images only. `Indexed` has several ffmpegs look for
+the nearest colours of a palette, which takes nearly all of a gif's time, and shares out the pictures as for ``minterpolate``. `Woven` has an ffmpeg
+encode the ends of cross-fades, and `core.weaving` write what is between them: what it passes on is encoded already.
 
 All of them take images with ``write``, like the `Encoder` to which they pass on pictures, and a thread of their own does that. No more than a few
 images and pictures wait anywhere, however long the run is.
@@ -31,6 +32,8 @@ from stepwatch.errors import EncodeError, EnvironmentFault, StepwatchError
 
 BYTES_A_PIXEL = 340
 """What one ``minterpolate`` keeps in memory for each pixel of a picture."""
+PALETTE_BYTES = 256 * 4
+"""Bytes of a palette."""
 MOST_BYTES = 2 << 30
 """What all of them together may keep, if that allows for more than one."""
 
@@ -123,6 +126,16 @@ class Maker(ABC):
     def _pictures(self) -> Iterator[tuple[bytes, int]]:
         """Every picture in its order, one or some at a time, with how many; ends early, with `_failed` set, when an ffmpeg has no more to give."""
 
+    def _by_turns(self) -> Iterator[tuple[bytes, int]]:
+        """One picture from each ffmpeg after the other."""
+        for number in range(self._count):
+            one = self._filters[number % len(self._filters)]
+            picture = one.read()
+            if picture is None:
+                self._failed = one
+                return
+            yield picture, 1
+
     def _work(self) -> None:
         """Pass the pictures on to the encoder, until all are made or anything fails."""
         try:
@@ -171,13 +184,28 @@ class Parts(Maker):
         super().__init__(plan, encoder, commands, count=plan.timeline.pictures, size=_picture_size(plan), stop=stop, on_line=on_line)
 
     def _pictures(self) -> Iterator[tuple[bytes, int]]:
-        for number in range(self._count):
-            one = self._filters[number % len(self._filters)]
-            picture = one.read()
-            if picture is None:
-                self._failed = one
-                return
-            yield picture, 1
+        return self._by_turns()
+
+
+class Indexed(Maker):
+    """The colours of a palette, by several processes that share out the pictures among themselves."""
+
+    def __init__(
+        self,
+        plan: OutputPlan,
+        encoder: Encoder,
+        *,
+        ffmpeg: str,
+        stop: threading.Event,
+        palette: str,
+        on_line: Callable[[str], None] | None = None,
+    ) -> None:
+        parts = min(processors(), plan.pictures)
+        commands = [graph.indexed_argv(plan, ffmpeg_path=ffmpeg, palette=palette, part=part, parts=parts) for part in range(parts)]
+        super().__init__(plan, encoder, commands, count=plan.pictures, size=plan.width * plan.height + PALETTE_BYTES, stop=stop, on_line=on_line)
+
+    def _pictures(self) -> Iterator[tuple[bytes, int]]:
+        return self._by_turns()
 
 
 class Flow(Maker):

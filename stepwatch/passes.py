@@ -454,12 +454,15 @@ class Passes:
                 except RunError as error:
                     feed.draft.error = error
 
-    def _maker(self, plan: OutputPlan, encoder: Encoder, label: str) -> motion.Maker | None:
-        """What makes the pictures between the images of this output; None where its encoder does."""
+    def _maker(self, draft: Draft, encoder: Encoder, label: str) -> motion.Maker | None:
+        """What makes the pictures of this output, or some of them; None where its encoder does."""
+        plan = draft.plan
         how: dict[str, Any] = {"ffmpeg": self._ffmpeg, "stop": self._stop, "on_line": self._line(label)}
         maker: motion.Maker | None = None
         if plan.fades:
             maker = motion.Woven(plan, encoder, threads=self._threads, **how)
+        elif plan.indexed:
+            maker = motion.Indexed(plan, encoder, palette=str(draft.palette), **how)
         elif plan.motion:
             maker = (motion.Flow if plan.motion == "flow" else motion.Parts)(plan, encoder, **how)
         for argv in maker.commands if maker else ():
@@ -490,7 +493,7 @@ class Passes:
         stack.enter_context(encoder)
         if witness is not None:
             witness.release()
-        maker = None if work.sampled else self._maker(plan, encoder, work.label)
+        maker = None if work.sampled else self._maker(work.draft, encoder, work.label)
         return _Feed(work, self._images, encoder if maker is None else stack.enter_context(maker), witness)
 
     def _decode(self, image: int) -> Image.Image:

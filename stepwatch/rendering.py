@@ -325,6 +325,8 @@ class Rendering:
             )
             if draft.plan.fades:
                 self.commands.append(tuple(graph.anchors_argv(draft.plan, ffmpeg_path=self.ffmpeg)))
+            elif draft.plan.indexed:
+                self.commands.append(tuple(graph.indexed_argv(draft.plan, ffmpeg_path=self.ffmpeg, palette="PALETTE", part=0, parts=1)))
             self.commands.append(tuple(argv))
             outputs.append(self._planned(draft, path=str(draft.folder / f"{draft.stem}{draft.plan.codec.suffix}")))
         phases = {Outcome.COMPLETE: "complete", Outcome.INTERRUPTED: "interrupted", Outcome.FAILED: "failed", Outcome.RUNNING: "recording"}

@@ -173,3 +173,44 @@ def test_processes_are_as_many_as_processors_memory_and_pictures_allow(side: int
     """One for each processor, as long as all of them together do not take gigabytes."""
     plan = SimpleNamespace(width=side, height=side, timeline=SimpleNamespace(pictures=pictures))
     assert motion.parts_for(cast(OutputPlan, plan), processors) == parts
+
+
+GIFS = {
+    "none": ("timeline.interpolation=none", "timeline.duration=1s"),
+    "blend": ("timeline.interpolation=blend", "timeline.duration=2s", "timeline.hold_last=1s"),
+    "constant": ("timeline.interpolation=none", "timeline.duration=1s", "outputs=[{codec: gif, constant_rate: true}]"),
+    "dense": ("timeline.interpolation=blend", "timeline.duration=200ms"),
+}
+
+
+@pytest.mark.render
+@pytest.mark.parametrize("settings", GIFS.values(), ids=GIFS)
+def test_colours_found_by_several_processes_are_those_that_one_finds(
+    make_run: MakeRun, ffmpeg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    """To the byte, however the pictures come about and whether or not their number can be divided."""
+    folder = make_run(steps=7, size=(50, 34))
+    made = []
+    for processors in (1, 2, 3):
+        monkeypatch.setattr(motion, "processors", lambda count=processors: count)
+        result = render(folder, ffmpeg, f"outputs=[{{codec: gif, dir: {tmp_path / str(processors)}}}]", *settings)
+        assert result.exit_code == 0, result
+        (output,) = result.outputs
+        assert output.path is not None
+        made.append(Path(output.path).read_bytes())
+    assert made[0] == made[1] == made[2]
+
+
+@pytest.mark.render
+def test_a_process_that_finds_no_colours_is_found_out(make_run: MakeRun, ffmpeg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two ends early and says that all is well: nothing is published, and the error says what is missing."""
+    monkeypatch.setattr(motion, "processors", lambda: 2)
+    program = tmp_path / "ffmpeg"
+    second = r"*'eq(mod(n\,2)\,1)'*"
+    program.write_text(f'#!/bin/sh\ncase "$*" in {second}) cat >/dev/null; exit 0;; esac\nexec {shlex.quote(ffmpeg)} "$@"\n')
+    program.chmod(0o755)
+    result = render(make_run(steps=7, size=(50, 34)), str(program), "timeline.interpolation=none", "timeline.duration=1s", "outputs=[{codec: gif}]")
+    (output,) = result.outputs
+    assert output.path is None
+    assert output.error is not None
+    assert "only 1 of 7 pictures were made" in output.error

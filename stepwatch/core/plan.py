@@ -67,6 +67,11 @@ class OutputPlan:
         """Whether every picture reaches the encoder as it is, and nothing is left to interpolate."""
         return self.variable or self.timeline.dense or self.motion is not None
 
+    @property
+    def indexed(self) -> bool:
+        """Whether pictures get the colours of their palette before they are encoded: where each does by itself, several can at once."""
+        return self.codec.palette and self.dither.startswith("bayer") and self.motion is None
+
     def feed(self) -> Iterator[Mix]:
         """What is made of the images here, in order: the anchors of cross-fades, or what `Timeline.feed` gives."""
         return map(self.timeline.picture, self.fades.anchors) if self.fades else self.timeline.feed()
