@@ -11,6 +11,7 @@
        |- FramesChangedError    frames that were rewritten or went away meanwhile
        |- DamagedFramesError    frames that do not decode, and policy says fail
        |- EncodeError           ffmpeg stopped, hung or refused
+       |  `- UnwovenError       what an encoder writes cannot be woven into cross-fades
        |- VerifyError           the file ffmpeg left is not the animation that was planned
        |- SizeLimitError        no encode fits ``max_size``
        |- PublishError          the finished file cannot be given its name
@@ -91,6 +92,10 @@ class EncodeError(RunError):
     def __init__(self, message: str, *, hint: str = "", stderr: str = "") -> None:
         super().__init__(message, hint=hint)
         self.stderr = stderr
+
+
+class UnwovenError(EncodeError):
+    """What an encoder has made of the ends of cross-fades is nothing that they can be written between: it has to encode all of it."""
 
 
 class VerifyError(RunError):

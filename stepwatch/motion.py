@@ -28,7 +28,7 @@ from stepwatch import flow, graph
 from stepwatch.core.plan import OutputPlan
 from stepwatch.core.weaving import Weave
 from stepwatch.encoder import PATIENCE, Encoder, Filter, wall_limit
-from stepwatch.errors import EncodeError, EnvironmentFault, StepwatchError
+from stepwatch.errors import EncodeError, EnvironmentFault, StepwatchError, UnwovenError
 
 BYTES_A_PIXEL = 340
 """What one ``minterpolate`` keeps in memory for each pixel of a picture."""
@@ -292,7 +292,7 @@ class Woven(Maker):
             try:
                 made = list(self._weave.take(data))
             except (ValueError, LookupError, struct.error) as error:
-                raise EncodeError(f"what the encoder has made cannot be woven into cross-fades: {error}", hint="run again with -v") from error
+                raise UnwovenError(f"what the encoder has made cannot be woven into cross-fades: {error}", hint="run again with -v") from error
             if made:
                 yield b"".join(made), len(made)
 

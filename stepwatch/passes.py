@@ -29,7 +29,7 @@ from stepwatch.core.naming import printable
 from stepwatch.core.plan import OutputPlan, RenderPlan, output_size, plural, with_option
 from stepwatch.core.timeline import Mix
 from stepwatch.encoder import Encoder, wall_limit
-from stepwatch.errors import EncodeError, EnvironmentFault, FramesChangedError, Interrupted, RunError, SizeLimitError, StepwatchError
+from stepwatch.errors import EncodeError, EnvironmentFault, FramesChangedError, Interrupted, RunError, SizeLimitError, StepwatchError, UnwovenError
 from stepwatch.verify import Evidence, Lister
 from stepwatch.witness import Witness, can_witness
 
@@ -302,7 +302,7 @@ class Passes:
             self._find_palettes([draft for draft in pending if draft.plan.codec.palette])
             ready = [draft for draft in pending if draft.error is None]
             self._encode(ready)
-            pending = [draft for draft in ready if draft.error is None and self._again(draft)]
+            pending = [draft for draft in ready if self._unwoven(draft) or (draft.error is None and self._again(draft))]
         return self._images.thumbnails
 
     # A run that goes on is encoded by these three, with the frames as they come.
@@ -504,6 +504,16 @@ class Passes:
                 f"frame {printable(frame.name)} changed while it was being rendered", hint="render again when nothing writes into the folder"
             )
         return decoded.image
+
+    def _unwoven(self, draft: Draft) -> bool:
+        """Whether an encode has failed for what its encoder writes, which another version may do: then it gets another pass, and all pictures."""
+        if not isinstance(draft.error, UnwovenError):
+            return False
+        self._say(f"{draft.label}: {draft.error.message}; all pictures are encoded instead", level="warning")
+        if draft.temporary is not None:
+            self._workspace.remove(draft.temporary)
+        draft.plan, draft.error, draft.temporary = draft.plan.unwoven(), None, None
+        return True
 
     def _again(self, draft: Draft) -> bool:
         """Add the tags that ffmpeg cannot write, and decide whether the file must be made smaller: True asks for another pass."""

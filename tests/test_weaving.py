@@ -207,6 +207,35 @@ def test_an_encoder_that_fails_publishes_nothing_and_says_why(make_run: MakeRun,
     assert not list((folder.parent / "animation").glob("*"))
 
 
+OTHERWISE = {
+    "h264": ("keyint=infinite", "keyint=infinite:cabac=0"),
+    "h265": ("bframes=0", "bframes=2"),
+    "vp9": ("-error-resilient", "-frame-parallel"),
+}
+
+
+@pytest.mark.render
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_cannot_be_woven_is_encoded_in_full(tmp_path: Path, ffmpeg: str, codec: str) -> None:
+    """Another version of an encoder may write what is not understood here: the animation is there all the same, once."""
+    write_images(tmp_path / "run", 4)
+    old, new = OTHERWISE[codec]
+    program = tmp_path / "ffmpeg"
+    changed = f'for one in "$@"; do set -- "$@" "$(printf %s "$one" | sed "s/{old}/{new}/")"; shift; done'
+    program.write_text(f'#!/bin/sh\ncase "$*" in *force_key_frames*) {changed};; esac\nexec "{ffmpeg}" "$@"\n')
+    program.chmod(0o755)
+    settings = ("timeline.duration=2s", "timeline.hold_last=0s", f"outputs=[{{codec: {codec}}}]")
+    ears = Ears()
+    first = render(tmp_path / "run", str(program), *settings, ears=ears)
+    assert first.exit_code == 0, ears.said
+    assert any("all pictures are encoded instead" in sentence for sentence in ears.said), ears.said
+    (output,) = first.outputs
+    assert output.path is not None
+    assert len(seen(Path(output.path), ffmpeg)) == output.frames == 60
+    again = render(tmp_path / "run", str(program), *settings)
+    assert [output.exists for output in again.outputs] == [True]
+
+
 LIAR = """\
 #!/bin/sh
 '''exec' '{python}' "$0" "$@" # the path of a Python may hold a space, which no shebang takes

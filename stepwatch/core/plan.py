@@ -61,6 +61,13 @@ class OutputPlan:
     """What makes the pictures between the images before they are encoded; None: nothing does, or the encoder's own filters."""
     fades: Fades | None = None
     """Which pictures are encoded, where the cross-fades between them are written without the encoder; None: all are."""
+    plain: Encoding | None = None
+    """The encoder call with which it would encode all of them."""
+
+    def unwoven(self) -> OutputPlan:
+        """The same animation, of which all pictures are encoded."""
+        assert self.plain is not None
+        return replace(self, encoding=self.plain, fades=None, plain=None)
 
     @property
     def ready(self) -> bool:
@@ -357,6 +364,7 @@ def plan_output(
         dither=codec.extra.get(quality, ""),
         motion=engine if moves else None,
         fades=fades,
+        plain=tuned(encoding, timeline, variable=variable) if fades else None,
     )
 
 
