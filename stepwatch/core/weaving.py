@@ -90,7 +90,6 @@ class Weave:
         self._fragments = boxes.Fragments()
         self._header: boxes.Header | None = None
         self._way: _Way | None = None
-        self._start = b""
         self._tick = 0
         self._anchors = 0
         self._last: int | None = None
@@ -118,8 +117,7 @@ class Weave:
         tick = header.timescale / self._fps
         if self._way is not None or tick.denominator != 1:
             raise ValueError("its times count in ticks that no picture falls on")
-        self._way, self._tick = self._find_way(header.units), tick.numerator
-        self._start = header.with_units(self._way.weaver.units)
+        self._way, self._tick, self._header = self._find_way(header.units), tick.numerator, header
 
     def _anchor(self, sample: bytes) -> Iterator[bytes]:
         gap = next(self._gaps, None)
@@ -136,6 +134,9 @@ class Weave:
         self._anchors += 1
 
     def _picture(self, sample: bytes, shown: int, *, key: bool) -> bytes:
-        start, self._start = self._start, b""
+        start = b""
+        if not self.made and self._header is not None and self._way is not None:
+            # Some streams tell their parameters for good with the first picture.
+            start = self._header.with_units(self._way.weaver.units)
         decoded, self.made = self.made, self.made + 1
         return start + boxes.fragment(self.made, sample, decoded=decoded * self._tick, shown=shown * self._tick, duration=self._tick, key=key)
