@@ -1,4 +1,4 @@
-"""A cross-fade made of nothing but means: the plan for streams whose decoders mix two pictures half and half and in no other way (`vp9`).
+"""A cross-fade made of nothing but means: the plan for streams whose decoders mix two pictures half and half and in no other way (`av1`).
 
 Theory of operation. The mean of two anchors lies halfway between them, the mean of that and an anchor at a quarter, and so on: whoever halves
 *depth* times reaches every multiple of 1/2^depth. A picture of the fade shows the multiple that is nearest to its place in time. Means that lead to
@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import heapq
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 BEFORE = -2
@@ -44,29 +44,39 @@ class Shown:
 
 
 @functools.lru_cache(maxsize=256)
-def halved(gap: int, depth: int) -> tuple[Mean | Shown, ...]:
+def halved(gap: int, depth: int, slots: int | None = None) -> tuple[Mean | Shown, ...]:
     """What is to be made for the gap - 1 pictures between two anchors, in order.
 
-    No more than *depth* halvings lead to a picture, and fewer where those are exact; else it is off by half a multiple at most. Slots are
-    0 .. depth - 2.
+    No more than *depth* halvings lead to a picture, and fewer where those are near enough: the error is a quarter of the way from one picture to the
+    next, or none. Means are kept in slots 0 .. slots - 1. All of them find room in depth - 1; with one slot less, of three at least, some are made
+    twice. Raises ValueError where *slots* are fewer than it takes.
     """
-    if gap < 2:
-        return ()
-    fewer = (used for used in range(depth) if not (1 << used) % gap)
+    fewer = (used for used in range(depth) if 1 << used >= 2 * gap or not (1 << used) % gap)
     whole = 1 << next(fewer, depth)
     times = Counter((2 * number * whole + gap) // (2 * gap) for number in range(1, gap))
-    return _with_slots([_Step(0, 0, 0)] * times[0] + list(_between(0, whole, times)) + [_Step(whole, whole, whole)] * times[whole])
+    steps = [_Step(0, made=False)] * times[0] + list(_between(0, whole, times)) + [_Step(whole, made=False)] * times[whole]
+    return tuple(_Slots(steps, whole, depth - 1 if slots is None else slots).plan())
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A mean that is made, or that was made and is shown now; by places, in multiples from the anchor before."""
+    """A mean that is made, or that was made and is shown now."""
 
     place: int
-    first: int
-    """Place of a picture that it is made of; its own, where it was made before."""
-    second: int
+    """In multiples from the anchor before."""
+    made: bool = True
     shown: bool = True
+
+    @property
+    def needs(self) -> tuple[int, ...]:
+        """Places of the pictures that must be there."""
+        return _parents(self.place) if self.made else (self.place,)
+
+
+def _parents(place: int) -> tuple[int, int]:
+    """What a mean is made of: the nearest places on either side that fewer halvings lead to."""
+    half = place & -place
+    return place - half, place + half
 
 
 def _between(first: int, second: int, times: Counter[int]) -> Iterator[_Step]:
@@ -76,35 +86,67 @@ def _between(first: int, second: int, times: Counter[int]) -> Iterator[_Step]:
     right = any(times[other] for other in range(place + 1, second))
     if not (left or right):
         # Nobody refers to it; if it is shown twice it is made twice, for which it needs no slot.
-        yield from [_Step(place, first, second)] * times[place]
+        yield from [_Step(place)] * times[place]
         return
     early = not left and times[place] > 0
-    yield _Step(place, first, second, shown=early)
+    yield _Step(place, shown=early)
     if left:
         yield from _between(first, place, times)
-    yield from [_Step(place, place, place)] * (times[place] - early)
+    yield from [_Step(place, made=False)] * (times[place] - early)
     if right:
         yield from _between(place, second, times)
 
 
-def _with_slots(steps: list[_Step]) -> tuple[Mean | Shown, ...]:
-    ends = (0, BEFORE), (max((step.second for step in steps), default=0), AFTER)
-    slots = dict(ends)
-    # A place that is made twice is referred to by nobody.
-    last = {place: number for number, step in enumerate(steps) for place in (step.first, step.second)}
-    free = list(range(len(steps)))
-    plan: list[Mean | Shown] = []
-    for number, step in enumerate(steps):
-        first, second = slots[step.first], slots[step.second]
+class _Slots:
+    """Says which slot each mean is kept in, when there are no more than *count*.
+
+    Where there is no other slot, the one gives way that is needed last, and is made again then.
+    """
+
+    def __init__(self, steps: Sequence[_Step], whole: int, count: int) -> None:
+        self._steps = steps
+        self._slots = {0: BEFORE, whole: AFTER}
+        self._free = list(range(count))
+        self._uses: dict[int, list[int]] = {}
+        """For each place the steps that need it, last one first."""
+        for number, step in reversed(list(enumerate(steps))):
+            for place in step.needs:
+                self._uses.setdefault(place, []).append(number)
+
+    def plan(self) -> Iterator[Mean | Shown]:
+        for step in self._steps:
+            for place in step.needs:
+                self._uses[place].pop()
+            if step.made or step.place not in self._slots:
+                yield from self._made(step.place, set(), shown=step.shown)
+            else:
+                yield Shown(self._slots[step.place])
+                self._release(step.place)
+
+    def _made(self, place: int, needed: set[int], *, shown: bool) -> Iterator[Mean]:
+        """What it takes to make a mean, without those that are *needed* for another giving way."""
+        parents = _parents(place)
+        for parent in parents:
+            if parent not in self._slots:
+                yield from self._made(parent, needed | {*parents}, shown=False)
+        first, second = (self._slots[parent] for parent in parents)
         # What is read here for the last time makes room at once: a picture is put in a slot after it is made.
-        for place in {step.first, step.second}:
-            if last[place] == number and slots[place] >= 0:
-                heapq.heappush(free, slots.pop(place))
-        if step.first == step.second:
-            plan.append(Shown(first))
-            continue
-        kept = heapq.heappop(free) if last.get(step.place, -1) > number else None
-        if kept is not None:
-            slots[step.place] = kept
-        plan.append(Mean(first, second, kept, step.shown))
-    return tuple(plan)
+        for parent in parents:
+            if parent not in needed:
+                self._release(parent)
+        kept = self._keep(place, needed) if place in needed or self._uses.get(place) else None
+        yield Mean(first, second, kept, shown)
+
+    def _release(self, place: int) -> None:
+        if self._slots[place] >= 0 and not self._uses[place]:
+            heapq.heappush(self._free, self._slots.pop(place))
+
+    def _keep(self, place: int, needed: set[int]) -> int:
+        if not self._free:
+            yielding = [other for other, slot in self._slots.items() if slot >= 0 and other not in needed]
+            if not yielding:
+                raise ValueError("the slots are too few")
+            last = max(yielding, key=lambda other: self._uses[other][-1:])
+            heapq.heappush(self._free, self._slots.pop(last))
+        self._slots[place] = heapq.heappop(self._free)
+        return self._slots[place]

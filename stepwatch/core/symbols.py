@@ -1,6 +1,6 @@
 """The arithmetic coder of AV1, as far as pictures need it in which every block is skipped.
 
-AV1 specification, clause 8.2: symbols have several values, not two, and what is expected of each kind is a table that learns from what it is used for.
+AV1 specification, clause 8.2: symbols have several values, not two, and what is expected of a kind is a table that learns from what it is used for.
 """
 
 from __future__ import annotations

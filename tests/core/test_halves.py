@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from stepwatch.core.halves import AFTER, BEFORE, Mean, Shown, halved
 
 
-def shows(gap: int, depth: int) -> list[Fraction]:
+def shows(gap: int, depth: int, slots: int | None = None) -> list[Fraction]:
     """Where between its anchors each picture of a fade lies."""
-    slots = {BEFORE: Fraction(0), AFTER: Fraction(1)}
+    held = {BEFORE: Fraction(0), AFTER: Fraction(1)}
     seen = []
-    for step in halved(gap, depth):
+    for step in halved(gap, depth, slots):
         if isinstance(step, Shown):
-            seen.append(slots[step.slot])
+            seen.append(held[step.slot])
             continue
-        place = (slots[step.first] + slots[step.second]) / 2
-        assert slots[step.first] < slots[step.second]
+        place = (held[step.first] + held[step.second]) / 2
+        assert held[step.first] < held[step.second]
         if step.kept is not None:
-            assert 0 <= step.kept < depth - 1
-            slots[step.kept] = place
+            assert 0 <= step.kept < (depth - 1 if slots is None else slots)
+            held[step.kept] = place
         if step.shown:
             seen.append(place)
     return seen
@@ -52,6 +52,19 @@ def test_what_nobody_asks_for_is_not_made(gap: int, depth: int) -> None:
             if isinstance(later, Mean) and step.kept is not None and later.kept == step.kept:
                 break
         assert asked if step.kept is not None else step.shown
+
+
+@given(gap=st.integers(1, 200), depth=st.integers(4, 7))
+def test_one_slot_less_shows_the_same(gap: int, depth: int) -> None:
+    """What had to give way is made again, a few times at most."""
+    assert shows(gap, depth, depth - 2) == shows(gap, depth)
+    assert len(halved(gap, depth, depth - 2)) <= len(halved(gap, depth)) + 2 * depth
+
+
+def test_too_few_slots_are_an_error() -> None:
+    """Where no mean could give way, nothing is promised."""
+    with pytest.raises(ValueError, match="too few"):
+        halved(20, 5, 1)
 
 
 @pytest.mark.parametrize("gap", [2, 4, 8, 16, 32])
