@@ -9,9 +9,12 @@ each shown as soon as it is decoded. `Weaver` puts the pictures between.
 An anchor that a fade leads to is decoded before the fade and shown after it: its header says that it is hidden for now, and a header without a
 picture shows it when the time has come. The same is done with means that others are made of before they are due. Every sample shows one picture.
 
-Decoders keep eight pictures, in *slots*. The encoder fills all of them, but refers to what is in two or three only. So anchors are put in other slots
-than it asks for, each in one, and what it has not referred to for the longest time gives way to means. Should it refer to that after all, its stream
-cannot be woven. Order hints of anchors stay as they are; a mean has the next hint after those of its references, which no anchor ever refers to.
+Decoders keep eight pictures, in *slots*. The encoder fills most of them, but hardly ever refers to more than three again. So anchors are put in other
+slots than it asks for, each in one, and others give way to means: those of long ago, then those whose quantiser is coarse, for that is how it treats
+pictures which little depends on. Should it refer to one of them after all, its stream cannot be woven. What SVT-AV1 does: every fourth or
+eighth picture is fine, and refers to the one before it of that kind, and to the third before it (1.4); the others refer to that or to one between.
+
+Order hints of anchors stay as they are; a mean has the next hint after those of its references, and no anchor ever refers to it.
 
 Clause numbers are those of the AV1 Bitstream & Decoding Process Specification. Units are OBUs with their headers and sizes.
 """
@@ -28,10 +31,16 @@ from stepwatch.core.symbols import WHOLE, Coder, Kind
 
 __all__ = ["LONGEST_FADE", "Unexpected", "Weaver"]
 
-_DEPTH = 5
-"""Halvings; a picture is off by no more than a sixty-fourth of the difference of its anchors."""
-LONGEST_FADE = (2 << _DEPTH) - 1
+_DEPTH, _DEPTH_OF_LONG = 4, 5
+"""Halvings; a picture is off by no more than a thirty-second of the difference of its anchors, and half of that in a long fade."""
+_LONG = 17
+"""Pictures from one anchor to the next; with fewer, no two between them are the same at either depth."""
+_MEANS = 3
+"""Slots that means have."""
+LONGEST_FADE = (2 << _DEPTH_OF_LONG) - 1
 """Pictures from one anchor to the next, at most: beyond, the first ones would be the anchor itself, and key frames cannot be shown twice (6.8.2)."""
+_LONG_AGO = 24
+"""Anchors that lie between a picture and what it refers to, at most: three times eight."""
 
 _SEQUENCE, _DELIMITER, _HEADER, _METADATA, _FRAME, _PADDING = 1, 2, 3, 5, 6, 15
 """obu_type (6.2.2)."""
@@ -123,13 +132,15 @@ class _Stream:
         return (hint - other + half) % (2 * half) - half
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Picture:
     hint: int
     slot: int | None
     """Where it is; None once it has given way."""
-    used: int
-    """Number of the last anchor that refers to it, or its own."""
+    number: int
+    """Of the anchor, from 1."""
+    quantiser: int
+    """Coarse where no other picture, or only the next ones, refer to it."""
 
 
 class Weaver:
@@ -169,7 +180,7 @@ class Weaver:
         if header.key:
             if gap > 1:
                 raise Unexpected("a key frame follows pictures that refer to it")
-            self._last = _Picture(header.hint, 0, self._number)
+            self._last = _Picture(header.hint, 0, self._number, header.quantiser)
             self._asked = [self._last] * _SLOTS
             self._hints = [header.hint] * _SLOTS
             return [ahead + _unit(_FRAME, coded)]
@@ -177,7 +188,7 @@ class Weaver:
             raise Unexpected("it does not begin with a key frame")
         before = self._last
         references = [self._referred(slot) for slot in header.references]
-        anchor = self._last = _Picture(header.hint, None, self._number)
+        anchor = self._last = _Picture(header.hint, None, self._number, header.quantiser)
         for slot in range(_SLOTS):
             if header.refreshed >> slot & 1:
                 self._asked[slot] = anchor
@@ -219,7 +230,6 @@ class Weaver:
         picture = self._asked[asked]
         if picture is None or picture.slot is None:
             raise Unexpected("a picture refers to one of long ago")
-        picture.used = self._number
         return picture.slot, picture.hint
 
     def _free(self, count: int, *needed: _Picture) -> list[int]:
@@ -227,23 +237,26 @@ class Weaver:
         kept = {picture.slot: picture for picture in self._asked if picture is not None and picture.slot is not None and picture not in needed}
         taken = {picture.slot for picture in needed}
         free = [slot for slot in range(_SLOTS) if slot not in taken and slot not in kept]
-        for slot, picture in sorted(kept.items(), key=lambda item: item[1].used):
+        for slot, picture in sorted(kept.items(), key=lambda item: self._dispensable(item[1]), reverse=True):
             if len(free) >= count:
                 break
             picture.slot = None
             free.append(slot)
         return free[:count]
 
+    def _dispensable(self, picture: _Picture) -> tuple[bool, int, int]:
+        """The greater, the sooner it gives way."""
+        return self._number - picture.number > _LONG_AGO, picture.quantiser, -picture.number
+
     def _faded(self, ahead: bytes, before: _Picture, anchor: _Picture, gap: int) -> list[bytes]:
         """Samples that show the pictures between two anchors, and the second one; *ahead* is what the first has besides."""
-        plan = halved(gap, _DEPTH)
+        plan = halved(gap, _DEPTH if gap < _LONG else _DEPTH_OF_LONG, _MEANS)
         way = self._stream.later(anchor.hint, before.hint)
-        if not 0 < way < (1 << self._stream.hint_bits - 1) - _DEPTH:
+        if not 0 < way < (1 << self._stream.hint_bits - 1) - _DEPTH_OF_LONG:
             raise Unexpected("its pictures are not in order")
-        kept = [step.kept for step in plan if isinstance(step, Mean) and step.kept is not None]
         assert before.slot is not None
         assert anchor.slot is not None
-        slots = {BEFORE: before.slot, AFTER: anchor.slot, **dict(enumerate(self._free(max(kept, default=-1) + 1, before, anchor)))}
+        slots = {BEFORE: before.slot, AFTER: anchor.slot, **dict(enumerate(self._free(_MEANS, before, anchor)))}
         samples = []
         for step in plan:
             if not isinstance(step, Mean):
@@ -428,22 +441,24 @@ class _Header:
         """Slots, as bits, that the encoder puts it in."""
         self.references: list[int] = []
         """Slots that it refers to, as the encoder counts them."""
-        if self.key:
-            return
-        self._alone = self._resilient or reader.bits(3) == _NONE
-        self._before_refreshed = reader.place
-        self.refreshed = reader.bits(_SLOTS)
-        if self._resilient:
-            reader.bits(_SLOTS * stream.hint_bits)
-        if reader.flag():
-            raise Unexpected("it does not say what a picture refers to")
-        self._before_references = reader.place
-        self.references = [reader.bits(3) for _ in range(_REFERENCES)]
+        if not self.key:
+            self._alone = self._resilient or reader.bits(3) == _NONE
+            self._before_refreshed = reader.place
+            self.refreshed = reader.bits(_SLOTS)
+            if self._resilient:
+                reader.bits(_SLOTS * stream.hint_bits)
+            if reader.flag():
+                raise Unexpected("it does not say what a picture refers to")
+            self._before_references = reader.place
+            self.references = [reader.bits(3) for _ in range(_REFERENCES)]
+        self._skip_to_quantiser(tools=bool(tools))
+        self.quantiser = reader.bits(8)
+        """base_q_idx."""
 
     def changed(self, *, hidden: bool, references: Sequence[int], hints: Sequence[int], refreshed: int, held: Sequence[int]) -> bytes:
-        """The picture's payload with other slots; *hints* are those of its references, *held* those of all that is in slots.
+        """The payload of a picture that is no key frame, with other slots.
 
-        What is *hidden* can be shown later.
+        *hints* are those of its references, *held* those of all that is in slots. What is *hidden* can be shown later.
         """
         end = -(-self._reader.place // 8) * 8
         if hidden:
@@ -471,21 +486,30 @@ class _Header:
         out.align()
         return out.bytes() + self._coded[-(-end // 8) :]
 
-    def _skip_rest(self, hints: Sequence[int]) -> None:
+    def _skip_to_quantiser(self, *, tools: bool) -> None:
         reader, stream = self._reader, self._stream
         if stream.scales and reader.flag():
             raise Unexpected("its pictures are stretched")
         if reader.flag():
             reader.bits(32)  # render_width_minus_1, render_height_minus_1
-        precise = not self._whole and reader.flag()
-        if not reader.flag():
-            reader.bits(2)  # interpolation_filter
-        reader.flag()  # is_motion_mode_switchable
-        if stream.vectors and not self._resilient:
-            reader.flag()  # use_ref_frame_mvs
+        if self.key:
+            if tools:
+                reader.flag()  # allow_intrabc
+        else:
+            self._precise = not self._whole and reader.flag()
+            if not reader.flag():
+                reader.bits(2)  # interpolation_filter
+            reader.flag()  # is_motion_mode_switchable
+            if stream.vectors and not self._resilient:
+                reader.flag()  # use_ref_frame_mvs
         if self._learns:
             reader.flag()  # disable_frame_end_update_cdf
         _Tiles(stream).skip(reader)
+
+    def _skip_rest(self, hints: Sequence[int]) -> None:
+        reader, stream = self._reader, self._stream
+        if not self.quantiser:
+            raise Unexpected("its pictures may be without loss")
         self._skip_quantisers()
         self._skip_filters()
         reader.flag()  # tx_mode_select
@@ -496,13 +520,11 @@ class _Header:
             reader.flag()  # allow_warped_motion
         reader.flag()  # reduced_tx_set
         for _ in range(_REFERENCES):
-            self._skip_global_motion(precise=precise)
+            self._skip_global_motion()
 
     def _skip_quantisers(self) -> None:
-        """Quantisers, segments, and whether blocks differ from those (5.9.12, 5.9.14, 5.9.17, 5.9.18)."""
+        """How others differ from the one, segments, and whether blocks differ from those (5.9.12, 5.9.14, 5.9.17, 5.9.18)."""
         reader = self._reader
-        if not reader.bits(8):
-            raise Unexpected("its pictures may be without loss")
         _skip_change(reader)
         apart = self._stream.apart and reader.flag()
         for _ in range(4 if apart else 2):
@@ -556,14 +578,14 @@ class _Header:
         earlier = {distance for distance in distances if distance < 0}
         return bool(earlier) and (max(distances) > 0 or len(earlier) > 1)
 
-    def _skip_global_motion(self, *, precise: bool) -> None:
+    def _skip_global_motion(self) -> None:
         """How all of a picture has moved since one reference (5.9.24, 5.9.25)."""
         reader = self._reader
         if not reader.flag():
             return
         turned = reader.flag()
         moved = not turned and reader.flag()
-        sizes = [8 + precise] * 2 if moved else [12] * (4 if turned else 6)
+        sizes = [8 + self._precise] * 2 if moved else [12] * (4 if turned else 6)
         for size in sizes:
             _skip_subexponential(reader, (2 << size) + 1)
 
