@@ -11,8 +11,9 @@ picture shows it when the time has come. The same is done with means that others
 
 Decoders keep eight pictures, in *slots*. The encoder fills most of them, but hardly ever refers to more than three again. So anchors are put in other
 slots than it asks for, each in one, and others give way to means: those of long ago, then those whose quantiser is coarse, for that is how it treats
-pictures which little depends on. Should it refer to one of them after all, its stream cannot be woven. What SVT-AV1 does: every fourth or
-eighth picture is fine, and refers to the one before it of that kind, and to the third before it (1.4); the others refer to that or to one between.
+pictures which little depends on. Should it refer to one of them after all, its stream cannot be woven. What SVT-AV1 does in low delay: every fourth
+(1.4: eighth) picture is fine, and refers to the last one of that kind (1.4: also to the last but two); others refer to that or to one between. Slower
+presets refer to the key frame besides; those below 10 with more than one level refer to more pictures than there is room for.
 
 Order hints of anchors stay as they are; a mean has the next hint after those of its references, and no anchor ever refers to it.
 
@@ -141,6 +142,8 @@ class _Picture:
     """Of the anchor, from 1."""
     quantiser: int
     """Coarse where no other picture, or only the next ones, refer to it."""
+    used: int = 0
+    """Number of the last anchor that refers to it."""
 
 
 class Weaver:
@@ -230,6 +233,7 @@ class Weaver:
         picture = self._asked[asked]
         if picture is None or picture.slot is None:
             raise Unexpected("a picture refers to one of long ago")
+        picture.used = self._number
         return picture.slot, picture.hint
 
     def _free(self, count: int, *needed: _Picture) -> list[int]:
@@ -246,7 +250,8 @@ class Weaver:
 
     def _dispensable(self, picture: _Picture) -> tuple[bool, int, int]:
         """The greater, the sooner it gives way."""
-        return self._number - picture.number > _LONG_AGO, picture.quantiser, -picture.number
+        forgotten = self._number - picture.number > _LONG_AGO and picture.used < self._number
+        return forgotten, picture.quantiser, -picture.number
 
     def _faded(self, ahead: bytes, before: _Picture, anchor: _Picture, gap: int) -> list[bytes]:
         """Samples that show the pictures between two anchors, and the second one; *ahead* is what the first has besides."""
