@@ -11,9 +11,10 @@ picture shows it when the time has come. The same is done with means that others
 
 Decoders keep eight pictures, in *slots*. The encoder fills most of them, but hardly ever refers to more than three again. So anchors are put in other
 slots than it asks for, each in one, and others give way to means: those of long ago, then those whose quantiser is coarse, for that is how it treats
-pictures which little depends on. Should it refer to one of them after all, its stream cannot be woven. What SVT-AV1 does in low delay: every fourth
-(1.4: eighth) picture is fine, and refers to the last one of that kind (1.4: also to the last but two); others refer to that or to one between. Slower
-presets refer to the key frame besides; those below 10 with more than one level refer to more pictures than there is room for.
+pictures which little depends on, then those that were not referred to for long. Should it refer to one of them after all, its stream cannot be woven.
+What SVT-AV1 does in low delay: every picture (hierarchical-levels=0), every second (1), every fourth (2) or every eighth (1.4 always) is fine, and
+refers to the last one of that kind (1.4: also to the last but two), others to that or to one between. Presets below 10 refer to the last key frame
+besides, or one that has taken its place; with more than one level they refer to more pictures than there is room for.
 
 Order hints of anchors stay as they are; a mean has the next hint after those of its references, and no anchor ever refers to it.
 
@@ -142,8 +143,8 @@ class _Picture:
     """Of the anchor, from 1."""
     quantiser: int
     """Coarse where no other picture, or only the next ones, refer to it."""
-    used: int = 0
-    """Number of the last anchor that refers to it."""
+    used: int
+    """Number of the last anchor that refers to it, or its own."""
 
 
 class Weaver:
@@ -159,6 +160,8 @@ class Weaver:
         self.units = [parted[0][1]]
         """The stream's parameters."""
         self._stream = _stream_of(parted[0][2])
+        if _Tiles(self._stream).fewest:
+            raise Unexpected("its pictures are too large for one tile")
         self._asked: list[_Picture | None] = [None] * _SLOTS
         """What the encoder believes to be in each slot."""
         self._hints = [0] * _SLOTS
@@ -183,7 +186,7 @@ class Weaver:
         if header.key:
             if gap > 1:
                 raise Unexpected("a key frame follows pictures that refer to it")
-            self._last = _Picture(header.hint, 0, self._number, header.quantiser)
+            self._last = _Picture(header.hint, 0, self._number, header.quantiser, self._number)
             self._asked = [self._last] * _SLOTS
             self._hints = [header.hint] * _SLOTS
             return [ahead + _unit(_FRAME, coded)]
@@ -191,7 +194,7 @@ class Weaver:
             raise Unexpected("it does not begin with a key frame")
         before = self._last
         references = [self._referred(slot) for slot in header.references]
-        anchor = self._last = _Picture(header.hint, None, self._number, header.quantiser)
+        anchor = self._last = _Picture(header.hint, None, self._number, header.quantiser, self._number)
         for slot in range(_SLOTS):
             if header.refreshed >> slot & 1:
                 self._asked[slot] = anchor
@@ -251,7 +254,7 @@ class Weaver:
     def _dispensable(self, picture: _Picture) -> tuple[bool, int, int]:
         """The greater, the sooner it gives way."""
         forgotten = self._number - picture.number > _LONG_AGO and picture.used < self._number
-        return forgotten, picture.quantiser, -picture.number
+        return forgotten, picture.quantiser, -picture.used
 
     def _faded(self, ahead: bytes, before: _Picture, anchor: _Picture, gap: int) -> list[bytes]:
         """Samples that show the pictures between two anchors, and the second one; *ahead* is what the first has besides."""
@@ -336,8 +339,6 @@ def _rest_of_mean(stream: _Stream) -> tuple[int, int]:
         out.flag(0)  # use_ref_frame_mvs
     out.flag(1)  # disable_frame_end_update_cdf
     tiles = _Tiles(stream)
-    if tiles.fewest_across or tiles.fewest:
-        raise Unexpected("its pictures are too large for one tile")
     out.flag(1)  # uniform_tile_spacing_flag
     for most in (tiles.most_across, tiles.most_down):
         if most:

@@ -20,7 +20,7 @@ GAPS = (0, 9, 1, 2, 20, 1, 5, 1, 63, 16, 3, 7)
 """Pictures from each anchor to the next; the second and third 1 lead to pictures that begin anew."""
 ANEW = 5
 """Anchors from one that begins anew to the next, at most."""
-LOW_DELAY = "pred-struct=1:hierarchical-levels=2:lookahead=0:scd=0:enable-tf=0:enable-dlf=0"
+LOW_DELAY = "pred-struct=1:hierarchical-levels=2:lookahead=0:scd=0:enable-tf=0"
 SIZE = 66, 98
 LEVELS = 2
 """How far a picture may be from the nearest mix that halving leads to: each halving rounds to whole levels."""
@@ -48,8 +48,10 @@ def joined(samples: Sequence[bytes]) -> bytes:
 
 
 @functools.cache
-def encoded(ffmpeg: str, asked: tuple[str, ...], *, count: int = len(GAPS), size: tuple[int, int] = SIZE, pixels: str = "yuv420p") -> Coded:
-    """A few images, encoded."""
+def encoded(
+    ffmpeg: str, asked: tuple[str, ...], *, count: int = len(GAPS), size: tuple[int, int] = SIZE, pixels: str = "yuv420p", shown: int = 0
+) -> Coded:
+    """A few images, encoded; *shown* are as many pictures as there should be, unless it is 0."""
     argv = [ffmpeg, "-v", "error", "-f", "rawvideo", "-pix_fmt", pixels, "-s", f"{size[0]}x{size[1]}", "-framerate", "30", "-i", "-"]
     done = subprocess.run([*argv, *asked, "-f", "obu", "-"], input=images(count, size, pixels=pixels), capture_output=True, check=False)
     if b"Unknown encoder" in done.stderr:
@@ -62,7 +64,7 @@ def encoded(ffmpeg: str, asked: tuple[str, ...], *, count: int = len(GAPS), size
         else:
             samples[-1] += unit
             header = unit if kind == 1 else header
-    assert len(samples) == count
+    assert len(samples) == (shown or count)
     return Coded(header, samples)
 
 
@@ -118,7 +120,11 @@ def test_pictures_between_two_are_their_mix_and_those_are_as_they_were(decoder: 
 
 @pytest.mark.parametrize(
     ("size", "asked"),
-    [((96, 64), options(12)), ((200, 120), options(10, f"{LOW_DELAY}:tile-columns=1")), ((130, 72), options(11, f"{LOW_DELAY}:enable-dlf=1"))],
+    [
+        ((96, 64), options(12)),
+        ((200, 120), options(10, f"{LOW_DELAY}:tile-columns=1")),
+        ((130, 72), options(8, f"{LOW_DELAY}:hierarchical-levels=1:enable-dlf=0")),
+    ],
     ids=str,
 )
 def test_presets_tiles_and_sizes_make_no_difference(size: tuple[int, int], asked: list[str], ffmpeg: str) -> None:
@@ -148,10 +154,19 @@ def test_a_key_frame_is_named(ffmpeg: str) -> None:
     assert [number for number, key in enumerate(keys) if key] == [0, 4]
 
 
-def test_what_an_encoder_refers_to_outlives_the_longest_fades(each_ffmpeg: str) -> None:
-    """However many anchors there are: nothing gives way to means that is asked for later."""
-    coded = encoded(each_ffmpeg, (*options(), "-g", "999"), count=60, size=(64, 64))
-    assert len(woven(coded, [0] + [LONGEST_FADE] * 59)) == 59 * LONGEST_FADE + 1
+@pytest.mark.parametrize(("preset", "levels"), [(8, 1), (10, 2)])
+def test_what_an_encoder_refers_to_outlives_the_longest_fades(preset: int, levels: int, each_ffmpeg: str) -> None:
+    """However many anchors there are, also when their order hints begin anew: nothing gives way to means that is asked for later."""
+    asked = options(preset, LOW_DELAY.replace("levels=2", f"levels={levels}"), "-g", "999", "-vf", "loop=9:15")
+    coded = encoded(each_ffmpeg, tuple(asked), count=15, size=(64, 64), shown=150)
+    assert len(woven(coded, [0] + [LONGEST_FADE] * 149)) == 149 * LONGEST_FADE + 1
+
+
+def test_pictures_of_several_tiles_are_refused(ffmpeg: str) -> None:
+    """At once, not where the first fade would be."""
+    coded = encoded(ffmpeg, (*options(12), "-vf", "scale=4160:64"), count=1)
+    with pytest.raises(Unexpected, match="too large"):
+        Weaver([coded.header])
 
 
 @pytest.mark.parametrize("superblock", [8, 16])
