@@ -157,11 +157,10 @@ class Weaver:
         parted = [part for unit in units for part in _parted(unit)]
         if [kind for kind, _, _ in parted] != [_SEQUENCE]:
             raise Unexpected("it does not begin with one sequence header")
-        self.units = [parted[0][1]]
-        """The stream's parameters."""
         self._stream = _stream_of(parted[0][2])
-        if _Tiles(self._stream).fewest:
-            raise Unexpected("its pictures are too large for one tile")
+        self.units = [parted[0][1]]
+        """The stream's parameters. Those that come with the first picture count, and may be others: SVT-AV1 tells a container of its own before it has
+        made up its mind."""
         self._asked: list[_Picture | None] = [None] * _SLOTS
         """What the encoder believes to be in each slot."""
         self._hints = [0] * _SLOTS
@@ -204,7 +203,6 @@ class Weaver:
             references=[slot for slot, _ in references],
             hints=[hint for _, hint in references],
             refreshed=1 << anchor.slot,
-            held=self._hints,
         )
         self._hints[anchor.slot] = header.hint
         ahead += _unit(_FRAME, changed)
@@ -218,7 +216,9 @@ class Weaver:
             if coded is not None and kind != _PADDING:
                 raise Unexpected("a sample holds more than a picture")
             if kind == _SEQUENCE:
-                if unit != self.units[0]:
+                if self._last is None:
+                    self._stream, self.units = _stream_of(payload), [unit]
+                elif unit != self.units[0]:
                     raise Unexpected("its parameters change")
                 ahead += unit
             elif kind == _METADATA:
@@ -436,7 +436,8 @@ class _Header:
         self._before_shown = reader.place
         if kind not in (_KEY, _INTER) or not reader.flag():
             raise Unexpected("not every picture is shown as soon as it is decoded")
-        self._resilient = self.key or reader.flag()
+        if not self.key and reader.flag():
+            raise Unexpected("its pictures do not rely on one another")
         self._learns = not reader.flag()
         tools = reader.bits(1) if stream.tools == _CHOOSE else stream.tools
         self._whole = bool(tools) and bool(reader.bits(1) if stream.whole == _CHOOSE else stream.whole)
@@ -448,11 +449,9 @@ class _Header:
         self.references: list[int] = []
         """Slots that it refers to, as the encoder counts them."""
         if not self.key:
-            self._alone = self._resilient or reader.bits(3) == _NONE
+            self._alone = reader.bits(3) == _NONE
             self._before_refreshed = reader.place
             self.refreshed = reader.bits(_SLOTS)
-            if self._resilient:
-                reader.bits(_SLOTS * stream.hint_bits)
             if reader.flag():
                 raise Unexpected("it does not say what a picture refers to")
             self._before_references = reader.place
@@ -461,10 +460,10 @@ class _Header:
         self.quantiser = reader.bits(8)
         """base_q_idx."""
 
-    def changed(self, *, hidden: bool, references: Sequence[int], hints: Sequence[int], refreshed: int, held: Sequence[int]) -> bytes:
+    def changed(self, *, hidden: bool, references: Sequence[int], hints: Sequence[int], refreshed: int) -> bytes:
         """The payload of a picture that is no key frame, with other slots.
 
-        *hints* are those of its references, *held* those of all that is in slots. What is *hidden* can be shown later.
+        *hints* are those of its references. What is *hidden* can be shown later.
         """
         end = -(-self._reader.place // 8) * 8
         if hidden:
@@ -480,10 +479,6 @@ class _Header:
         out.copy(reader, self._before_refreshed - reader.place)
         reader.bits(_SLOTS)
         out.bits(_SLOTS, refreshed)
-        if self._resilient:
-            for hint in held:
-                reader.bits(self._stream.hint_bits)
-                out.bits(self._stream.hint_bits, hint)
         out.copy(reader, self._before_references - reader.place)
         reader.bits(3 * _REFERENCES)
         for slot in references:
@@ -506,7 +501,7 @@ class _Header:
             if not reader.flag():
                 reader.bits(2)  # interpolation_filter
             reader.flag()  # is_motion_mode_switchable
-            if stream.vectors and not self._resilient:
+            if stream.vectors:
                 reader.flag()  # use_ref_frame_mvs
         if self._learns:
             reader.flag()  # disable_frame_end_update_cdf
@@ -522,7 +517,7 @@ class _Header:
         several = reader.flag()
         if several and self._may_skip(hints):
             reader.flag()  # skip_mode_present
-        if stream.warps and not self._resilient:
+        if stream.warps:
             reader.flag()  # allow_warped_motion
         reader.flag()  # reduced_tx_set
         for _ in range(_REFERENCES):
@@ -689,7 +684,7 @@ def _stream_of(payload: bytes) -> _Stream:
     apart = reader.flag()
     if reader.flag():
         raise Unexpected("it has film grain")
-    return _Stream(
+    stream = _Stream(
         across=across,
         down=down,
         superblock=superblock,
@@ -703,6 +698,9 @@ def _stream_of(payload: bytes) -> _Stream:
         restores=restores,
         apart=apart,
     )
+    if _Tiles(stream).fewest:
+        raise Unexpected("its pictures are too large for one tile")
+    return stream
 
 
 def _parted(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:

@@ -225,12 +225,23 @@ def test_parameters_are_one_unit_that_does_not_change(ffmpeg: str) -> None:
         with pytest.raises(Unexpected, match="does not begin with"):
             Weaver(units)
     weaver = Weaver([coded.header])
+    weaver.pictures(coded.samples[0], 0)
     changed = coded.header[:-1] + bytes([coded.header[-1] ^ 0x80])
     for sample, complaint in ((changed, "parameters change"), (b"", "no picture"), (coded.samples[1] * 2, "more than a picture")):
         with pytest.raises(Unexpected, match=complaint):
-            weaver.pictures(sample, 0)
+            weaver.pictures(sample, 1)
     with pytest.raises(Unexpected, match="no size"):
-        weaver.pictures(b"\x30" + coded.samples[1][2:], 0)
+        weaver.pictures(b"\x30" + coded.samples[1][2:], 1)
+
+
+def test_parameters_are_those_of_the_first_picture(ffmpeg: str) -> None:
+    """Whatever a container was told before: what is woven goes by what decoders go by."""
+    coded = encoded(ffmpeg, tuple(options()))
+    other = encoded(ffmpeg, (*options(), "-vf", "scale=128:128"))
+    weaver = Weaver([other.header])
+    made = [weaver.pictures(sample, gap) for sample, gap in zip(coded.samples[:3], (0, 3, 5), strict=True)]
+    assert weaver.units == [coded.header]
+    assert [sample for samples in made for sample in samples] == woven(Coded(coded.header, coded.samples[:3]), (0, 3, 5))
 
 
 @given(data=st.data())
