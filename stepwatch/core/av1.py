@@ -38,7 +38,7 @@ _DEPTH, _DEPTH_OF_LONG = 4, 5
 _LONG = 17
 """Pictures from one anchor to the next; with fewer, no two between them are the same at either depth."""
 _MEANS = 3
-"""Slots that means have."""
+"""Slots that means have, at most."""
 LONGEST_FADE = (2 << _DEPTH_OF_LONG) - 1
 """Pictures from one anchor to the next, at most: beyond, the first ones would be the anchor itself, and key frames cannot be shown twice (6.8.2)."""
 _LONG_AGO = 24
@@ -159,8 +159,8 @@ class Weaver:
             raise Unexpected("it does not begin with one sequence header")
         self._stream = _stream_of(parted[0][2])
         self.units = [parted[0][1]]
-        """The stream's parameters. Those that come with the first picture count, and may be others: SVT-AV1 tells a container of its own before it has
-        made up its mind."""
+        """The stream's parameters. Those that come with the first picture count, and may be others: SVT-AV1 tells a container of its own before it
+        has made up its mind."""
         self._asked: list[_Picture | None] = [None] * _SLOTS
         """What the encoder believes to be in each slot."""
         self._hints = [0] * _SLOTS
@@ -262,9 +262,10 @@ class Weaver:
         way = self._stream.later(anchor.hint, before.hint)
         if not 0 < way < (1 << self._stream.hint_bits - 1) - _DEPTH_OF_LONG:
             raise Unexpected("its pictures are not in order")
+        kept = 1 + max((step.kept for step in plan if isinstance(step, Mean) and step.kept is not None), default=-1)
         assert before.slot is not None
         assert anchor.slot is not None
-        slots = {BEFORE: before.slot, AFTER: anchor.slot, **dict(enumerate(self._free(_MEANS, before, anchor)))}
+        slots = {BEFORE: before.slot, AFTER: anchor.slot, **dict(enumerate(self._free(kept, before, anchor)))}
         samples = []
         for step in plan:
             if not isinstance(step, Mean):

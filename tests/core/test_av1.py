@@ -121,7 +121,7 @@ def test_pictures_between_two_are_their_mix_and_those_are_as_they_were(decoder: 
 @pytest.mark.parametrize(
     ("size", "asked"),
     [
-        ((96, 64), options(12)),
+        ((96, 64), options(12, f"{LOW_DELAY}:aq-mode=1")),
         ((200, 120), options(10, f"{LOW_DELAY}:tile-columns=1")),
         ((130, 72), options(8, f"{LOW_DELAY}:hierarchical-levels=1:enable-dlf=0")),
     ],
@@ -133,6 +133,16 @@ def test_presets_tiles_and_sizes_make_no_difference(size: tuple[int, int], asked
     coded = encoded(ffmpeg, tuple(asked), count=3, size=size)
     anchors = decoded(ffmpeg, "libdav1d", coded.stream(), size=size)
     check_fades(decoded(ffmpeg, "libdav1d", joined(woven(coded, gaps)), size=size), anchors, gaps)
+
+
+@pytest.mark.parametrize("asked", ["sb-size=128:enable-qm=1:aq-mode=0", "sb-size=64:deltaq-mode=0:aq-mode=1", "sb-size=64:tile-rows=1"])
+def test_whatever_a_header_says_is_understood(asked: str, ffmpeg: str) -> None:
+    """Of another encoder's, which does much more: filters, segments, and motion that all of a picture shares."""
+    more = ["-vf", "gblur=2,loop=5:1,rotate=0.03*n", "-color_primaries", "bt709", "-aom-params", asked]
+    coded = encoded(ffmpeg, ("-c:v", "libaom-av1", "-cpu-used", "4", "-lag-in-frames", "0", "-crf", "30", *more), count=1, size=(192, 128), shown=6)
+    anchors = decoded(ffmpeg, "libdav1d", coded.stream(), size=(192, 128))
+    gaps = (0, 2, 2, 1, 2, 2)
+    check_fades(decoded(ffmpeg, "libdav1d", joined(woven(coded, gaps)), size=(192, 128)), anchors, gaps)
 
 
 def test_deep_samples_are_mixed_too(ffmpeg: str) -> None:
