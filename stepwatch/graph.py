@@ -98,6 +98,8 @@ def anchors_argv(plan: OutputPlan, *, ffmpeg_path: str, threads: int | None = No
     options |= {"force_key_frames": f"expr:{_any_of([f'eq(n,{place})' for place in plan.fades.keys])}"}
     if plan.codec.name in ("h264", "h265"):
         options["forced-idr"] = "1"
+    if plan.fades.period:
+        options["g"] = str(plan.fades.period)
     options |= {"f": "mp4", "movflags": "empty_moov+default_base_moof+frag_every_frame", "flush_packets": "1"}
     return _compile(ffmpeg.output(stream, "pipe:1", **options, **limit), ffmpeg_path, files={}, progress=False)
 
@@ -118,6 +120,10 @@ def woven_argv(
     packets = ffmpeg.input("pipe:0", protocol_whitelist="pipe", f="mov", fpsprobesize="0")
     codec = plan.codec
     options = {"c": "copy", "f": codec.muxer, "frames:v": str(plan.pictures), "map_metadata": "-1", **dict(codec.muxer_options)}
+    # ffmpeg 5.1 takes a picture's length for the time to the next one, and knows no next one where each is in a fragment of its own. (Where pictures
+    # are not decoded in their order, it does, and setts would change more than it is told to.)
+    if codec.stream in ("av1", "vp9"):
+        options["bsf:v"] = f"setts=duration='round({_seconds(1 / plan.fps)}/TB)'"
     _allow_any_tag(options, plan, apple=apple)
     argv = _compile(ffmpeg.output(packets["v"], DESTINATION, **options), ffmpeg_path, files={DESTINATION: destination})
     if metadata is not None:

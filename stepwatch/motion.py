@@ -26,7 +26,7 @@ from typing import Protocol, Self
 
 from stepwatch import flow, graph
 from stepwatch.core.plan import OutputPlan
-from stepwatch.core.weaving import Weave
+from stepwatch.core.weaving import Unasked, Weave
 from stepwatch.encoder import PATIENCE, Encoder, Filter, wall_limit
 from stepwatch.errors import EncodeError, EnvironmentFault, StepwatchError, UnwovenError
 
@@ -291,6 +291,8 @@ class Woven(Maker):
                 return
             try:
                 made = list(self._weave.take(data))
+            except Unasked as error:
+                raise EncodeError(f"what the encoder has made are not the anchors of cross-fades: {error}", hint="run again with -v") from error
             except (ValueError, LookupError, struct.error) as error:
                 raise UnwovenError(f"what the encoder has made cannot be woven into cross-fades: {error}", hint="run again with -v") from error
             if made:

@@ -14,18 +14,19 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from stepwatch import config, frames, graph, visit
-from stepwatch.core import avc, boxes, hevc, vp9
+from stepwatch.core import boxes
 from stepwatch.core.fades import fades_of
 from stepwatch.core.plan import OutputPlan, plan_render
 from stepwatch.core.result import RunResult
 from stepwatch.core.timeline import Timeline, make_timeline
+from stepwatch.core.tuning import ANCHORS
 from stepwatch.core.weaving import Weave
 from stepwatch.encoder import capabilities
 from tests.conftest import MakeRun
 
-CODECS = ("h264", "h265", "vp9")
-LONGEST = {"h264": avc.LONGEST_FADE, "h265": hevc.LONGEST_FADE, "vp9": vp9.LONGEST_FADE}
-GRAIN = {"vp9": 1 / 32}
+CODECS = ("h264", "h265", "av1", "vp9")
+ENCODERS = {"h264": "libx264", "h265": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9"}
+GRAIN = {"av1": 1 / 32, "vp9": 1 / 32}
 """Of a fade, as far as a picture may be from its place where there are halves of halves only; halving rounds up each time."""
 SIZE = (96, 64)
 LOSS = 2.0
@@ -139,7 +140,8 @@ def test_every_picture_is_the_exact_mix_at_its_time(tmp_path: Path, ffmpeg: str,
     )
     pictures = seen(path, ffmpeg)
     assert len(pictures) == timeline.total == output.frames
-    fades = fades_of(timeline, LONGEST[codec])
+    anchors = ANCHORS[ENCODERS[codec]]
+    fades = fades_of(timeline, anchors.longest, regular=anchors.regular)
     assert fades is not None
     for number in fades.anchors:
         assert off(pictures[number], mixed(images, timeline, number)) < LOSS, number
@@ -210,6 +212,7 @@ def test_an_encoder_that_fails_publishes_nothing_and_says_why(make_run: MakeRun,
 OTHERWISE = {
     "h264": ("keyint=infinite", "keyint=infinite:cabac=0"),
     "h265": ("bframes=0", "bframes=2"),
+    "av1": ("pred-struct=1", "pred-struct=2"),
     "vp9": ("-error-resilient", "-frame-parallel"),
 }
 
@@ -353,7 +356,7 @@ def test_a_stream_that_was_not_asked_for_is_refused(stream: tuple[OutputPlan, by
     fades = plan.fades
     assert fades is not None
     if other == "more":
-        cut = fades_of(make_timeline(2, duration=Fraction(1, 3), fps=Fraction(30), interpolation="blend"), LONGEST["h264"])
+        cut = fades_of(make_timeline(2, duration=Fraction(1, 3), fps=Fraction(30), interpolation="blend"), ANCHORS["libx264"].longest)
         assert cut is not None
         with pytest.raises(ValueError, match="nobody asked for"):
             list(Weave(cut, plan.fps, "h264").take(data))

@@ -1,7 +1,8 @@
 """Fragments of an MP4 file as a stream of packets: read from one ffmpeg, written for another.
 
-Numbers of clauses are those of ISO/IEC 14496-12 (the boxes) and 14496-15 (the configuration of H.264 and H.265 in them); that of VP9 is by the VP
-codec binding, version 1.0. All numbers are big-endian; a box is its length, counting these eight bytes, four letters, and what is in it.
+Numbers of clauses are those of ISO/IEC 14496-12 (the boxes) and 14496-15 (the configuration of H.264 and H.265 in them); VP9 and AV1 are in such
+files by the VP codec binding, version 1.0, and the AV1 binding, version 1.2. All numbers are big-endian; a box is its length, counting these eight
+bytes, four letters, and what is in it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ _ENTRIES, _PICTURE_FIELDS = 8, 78
 _KEY, _OTHER = 0x02000000, 0x01010000
 """Sample flags: depends on nothing; depends on others and is no place to begin at (8.8.3.1)."""
 _LENGTH_BYTES = 4
+_AV1_HEAD = 4
+"""Bytes of an AV1CodecConfigurationRecord before its units."""
 
 
 def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -199,4 +202,18 @@ def _as_it_is(data: bytes, _units: Sequence[bytes]) -> bytes:
     return data
 
 
-_CONFIGURATIONS = {b"avcC": (_avc_units, _avc_with), b"hvcC": (_hevc_units, _hevc_with), b"vpcC": (_no_units, _as_it_is)}
+def _av1_units(data: bytes) -> list[bytes]:
+    """The units in an AV1CodecConfigurationRecord, all in one piece."""
+    return [data[_AV1_HEAD:]]
+
+
+def _av1_with(data: bytes, units: Sequence[bytes]) -> bytes:
+    return data[:_AV1_HEAD] + b"".join(units)
+
+
+_CONFIGURATIONS = {
+    b"avcC": (_avc_units, _avc_with),
+    b"hvcC": (_hevc_units, _hevc_with),
+    b"av1C": (_av1_units, _av1_with),
+    b"vpcC": (_no_units, _as_it_is),
+}

@@ -108,8 +108,8 @@ def _tuned_vp9(speed: int, crf: int) -> Encoding:
     return Encoding(encoder="libvpx-vp9", options=options, pixels="yuv420p", follows=True)
 
 
-def _svt(preset: int, crf: int, *, follows: bool = False) -> Encoding:
-    return Encoding(encoder="libsvtav1", options=(("preset", str(preset)), ("crf", str(crf))), pixels="yuv420p", follows=follows)
+def _svt(preset: int, crf: int) -> Encoding:
+    return Encoding(encoder="libsvtav1", options=(("preset", str(preset)), ("crf", str(crf))), pixels="yuv420p", follows=True)
 
 
 def _aom(crf: int) -> Encoding:
@@ -186,7 +186,12 @@ _TABLE = (
         suffix=".mp4",
         muxer="mp4",
         stream="av1",
-        qualities={"default": _svt(10, 43, follows=True), "classic": _aom(28), "high": _svt(10, 24), "small": _svt(8, 50)},
+        qualities={
+            "default": _svt(10, 43),
+            "classic": _aom(28),
+            "high": _svt(10, 24),
+            "small": _svt(8, 50),
+        },
         quality_option="crf",
         coarsest=63,
         finest=1,
@@ -198,7 +203,7 @@ _TABLE = (
         suffix=".webm",
         muxer="webm",
         stream="vp9",
-        qualities={"default": _tuned_vp9(7, 32), "classic": _vp9(34), "high": _tuned_vp9(5, 17), "small": _tuned_vp9(5, 43)},
+        qualities={"default": _tuned_vp9(7, 35), "classic": _vp9(34), "high": _tuned_vp9(5, 20), "small": _tuned_vp9(5, 46)},
         quality_option="crf",
         coarsest=63,
         finest=1,

@@ -34,6 +34,8 @@ class Fades:
     """Numbers of the pictures that are encoded, in order; the first and the last picture of all are among them."""
     keys: tuple[int, ...]
     """Which of the anchors are key frames, counted among the anchors."""
+    period: int | None = None
+    """Every so many anchors there is a key frame; None: where one is due."""
 
     @property
     def gaps(self) -> tuple[int, ...]:
@@ -41,8 +43,8 @@ class Fades:
         return (0, *(after - before for before, after in pairwise(self.anchors)))
 
 
-def fades_of(timeline: Timeline, longest: int) -> Fades | None:
-    """The cross-fades of *timeline*, with anchors at most *longest* pictures apart.
+def fades_of(timeline: Timeline, longest: int, *, regular: bool = False) -> Fades | None:
+    """The cross-fades of *timeline*, with anchors at most *longest* pictures apart; *regular*: there are as many from each key frame to the next.
 
     None where it has none, or hardly any picture lies between the images.
     """
@@ -53,7 +55,8 @@ def fades_of(timeline: Timeline, longest: int) -> Fades | None:
     for position in range(1, timeline.positions):
         begins = timeline.head + Fraction(position * timeline.pictures, timeline.positions)
         ends |= {math.floor(begins), math.ceil(begins)}
-    made = _with_keys(_filled(sorted(ends), longest))
+    anchors = _filled(sorted(ends), longest)
+    made = _with_regular_keys(anchors) if regular else _with_keys(anchors)
     return made if WORTH * len(made.anchors) <= timeline.total and len(made.keys) <= MOST_KEYS else None
 
 
@@ -80,3 +83,15 @@ def _with_keys(anchors: list[int]) -> Fades:
             keys.append(len(placed))
             placed.append(begun := number + 1)
     return Fades(anchors=tuple(placed), keys=tuple(keys))
+
+
+def _with_regular_keys(anchors: list[int]) -> Fades:
+    """The same, for an encoder that takes no orders: so many anchors that they cover no more than KEYFRAME_EVERY pictures anywhere."""
+    widest = max((after - before for before, after in pairwise(anchors)), default=1)
+    period = max(1, KEYFRAME_EVERY // widest)
+    placed: list[int] = []
+    for number in anchors:
+        if placed and len(placed) % period == 0 and number > placed[-1] + 1:
+            placed.append(placed[-1] + 1)
+        placed.append(number)
+    return Fades(anchors=tuple(placed), keys=tuple(range(0, len(placed), period)), period=period)

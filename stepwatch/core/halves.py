@@ -47,11 +47,13 @@ class Shown:
 def halved(gap: int, depth: int, slots: int | None = None) -> tuple[Mean | Shown, ...]:
     """What is to be made for the gap - 1 pictures between two anchors, in order.
 
-    No more than *depth* halvings lead to a picture, and fewer where those are near enough: the error is a quarter of the way from one picture to the
-    next, or none. Means are kept in slots 0 .. slots - 1. All of them find room in depth - 1; with one slot less, of three at least, some are made
-    twice. Raises ValueError where *slots* are fewer than it takes.
+    No more than *depth* halvings lead to a picture, and fewer where those are exact; else it is off by half a multiple at most. Means are kept in
+    slots 0 .. slots - 1. All of them find room in depth - 1; with one slot less, of three at least, some are made twice. Raises ValueError where
+    *slots* are fewer than it takes.
     """
-    fewer = (used for used in range(depth) if 1 << used >= 2 * gap or not (1 << used) % gap)
+    if gap < 2:
+        return ()
+    fewer = (used for used in range(depth) if not (1 << used) % gap)
     whole = 1 << next(fewer, depth)
     times = Counter((2 * number * whole + gap) // (2 * gap) for number in range(1, gap))
     steps = [_Step(0, made=False)] * times[0] + list(_between(0, whole, times)) + [_Step(whole, made=False)] * times[whole]

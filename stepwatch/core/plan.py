@@ -349,7 +349,10 @@ def plan_output(
     moves = timeline.interpolation == "mci" and not variable and not timeline.dense and timeline.positions > 1
     engine: Motion = "flow" if flow else "minterpolate"
     width, height = output_size(canvas, codec)
-    fades = fades_of(timeline, ANCHORS[encoding.encoder].longest) if can_weave(encoding) and not variable else None
+    fades = None
+    if can_weave(encoding) and not variable:
+        anchors = ANCHORS[encoding.encoder]
+        fades = fades_of(timeline, anchors.longest, regular=anchors.regular)
     return OutputPlan(
         codec=codec,
         encoding=tuned(encoding, timeline, variable=variable, fades=fades),

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
 
-from stepwatch.core import avc, hevc, vp9
+from stepwatch.core import av1, avc, hevc, vp9
 from stepwatch.core.codecs import Encoding
 from stepwatch.core.fades import KEYFRAME_EVERY, Fades
 from stepwatch.core.timeline import Timeline, half_up
@@ -42,6 +42,10 @@ class Anchors:
     """Pictures from one to the next, at most."""
     options: tuple[tuple[str, str], ...]
     """In place of the same options of a quality, or in addition; one that is a list of parameters is added to."""
+    finer: int = 0
+    """By how much the quality's crf is lowered: where it saw all pictures, those of a cross-fade would refine the images before and behind."""
+    regular: bool = False
+    """It takes no orders where to write key frames, but for every so many."""
 
 
 ANCHORS: Mapping[str, Anchors] = MappingProxyType(
@@ -51,6 +55,14 @@ ANCHORS: Mapping[str, Anchors] = MappingProxyType(
         "libvpx-vp9": Anchors(
             longest=vp9.LONGEST_FADE,
             options=(("error-resilient", "1"), ("auto-alt-ref", "0"), ("lag-in-frames", "0"), ("g", str(NEVER))),
+            finer=3,
+        ),
+        "libsvtav1": Anchors(
+            longest=av1.LONGEST_FADE,
+            # Beyond 10 it lets stand what changes by little, and below with these levels it refers to more pictures than can be kept.
+            options=(("preset", "10"), ("svtav1-params", "pred-struct=1:hierarchical-levels=2:lookahead=0:scd=0:enable-tf=0:lp=1")),
+            finer=10,
+            regular=True,
         ),
     }
 )
@@ -70,9 +82,10 @@ def tuned(encoding: Encoding, timeline: Timeline, *, variable: bool, fades: Fade
     if not encoding.follows:
         return encoding
     if fades is not None:
-        for name, value in ANCHORS[encoding.encoder].options:
-            encoding = _with(encoding, name, value) if name.endswith("-params") else _replaced(encoding, name, value)
-        return encoding
+        anchors = ANCHORS[encoding.encoder]
+        for name, value in anchors.options:
+            encoding = _added(encoding, name, value) if name.endswith("-params") else _replaced(encoding, name, value)
+        return _replaced(encoding, "crf", str(max(1, int(dict(encoding.options)["crf"]) - anchors.finer))) if anchors.finer else encoding
     if encoding.encoder == "libx264":
         return _with(encoding, "x264-params", _x264(rhythm(timeline), variable=variable))
     if encoding.encoder == "libx265":
@@ -85,6 +98,10 @@ def tuned(encoding: Encoding, timeline: Timeline, *, variable: bool, fades: Fade
 
 def _with(encoding: Encoding, name: str, more: str) -> Encoding:
     return replace(encoding, options=tuple((key, f"{value}:{more}" if key == name and more else value) for key, value in encoding.options))
+
+
+def _added(encoding: Encoding, name: str, more: str) -> Encoding:
+    return _with(encoding, name, more) if name in dict(encoding.options) else _replaced(encoding, name, more)
 
 
 def _replaced(encoding: Encoding, name: str, value: str) -> Encoding:

@@ -1,4 +1,6 @@
-"""A stream of anchors becomes the whole animation: see `fades` for which they are, `avc`, `hevc` and `vp9` for what is put between them."""
+"""A stream of anchors becomes the whole animation: see `fades` for which they are, `avc`, `hevc`, `vp9` and `av1` for what is put
+between them.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Protocol
 
-from stepwatch.core import avc, boxes, hevc, vp9
+from stepwatch.core import av1, avc, boxes, hevc, vp9
 from stepwatch.core.fades import Fades
+
+
+class Unasked(ValueError):
+    """There are more pictures than anchors."""
 
 
 class _Weaver(Protocol):
@@ -71,6 +77,7 @@ class _InOrder:
 WAYS: Mapping[str, Callable[[Sequence[bytes]], _Way]] = {
     "h264": functools.partial(_Backwards, avc.Weaver),
     "hevc": functools.partial(_Backwards, hevc.Weaver),
+    "av1": functools.partial(_InOrder, av1.Weaver),
     "vp9": functools.partial(_InOrder, vp9.Weaver),
 }
 """For each stream that can be woven."""
@@ -79,7 +86,7 @@ WAYS: Mapping[str, Callable[[Sequence[bytes]], _Way]] = {
 class Weave:
     """Takes an encoder's fragments as they come and gives those of the whole animation, one for each picture.
 
-    *fps* are pictures a second, *stream* is ffmpeg's name of it. Raises ValueError for what is not as expected.
+    *fps* are pictures a second, *stream* is ffmpeg's name of it. Raises ValueError for what is not as expected, and Unasked among that.
     """
 
     def __init__(self, fades: Fades, fps: Fraction, stream: str) -> None:
@@ -122,7 +129,7 @@ class Weave:
     def _anchor(self, sample: bytes) -> Iterator[bytes]:
         gap = next(self._gaps, None)
         if self._way is None or gap is None:
-            raise ValueError("it holds a picture that nobody asked for")
+            raise Unasked("it holds a picture that nobody asked for")
         if self._anchors == self._last:
             gap = min(gap, 1)
         self._shown += gap

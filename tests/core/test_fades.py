@@ -65,6 +65,20 @@ def test_a_key_frame_comes_often_enough_and_no_fade_leads_to_it(timeline: Timeli
 
 
 @given(cross_fades(), st.sampled_from(LONGEST))
+def test_key_frames_that_nobody_can_order_come_every_so_many_anchors(timeline: Timeline, longest: int) -> None:
+    """All that is true of the others, and there are as many anchors from each to the next."""
+    fades = fades_of(timeline, longest, regular=True)
+    if fades is None:
+        return
+    assert fades.period is not None
+    assert fades.keys == tuple(range(0, len(fades.anchors), fades.period))
+    assert (fades.anchors[0], fades.anchors[-1]) == (0, timeline.total - 1)
+    assert all(0 < gap <= longest for gap in fades.gaps[1:])
+    assert all(fades.gaps[key] == 1 for key in fades.keys[1:])
+    assert all(after - before <= KEYFRAME_EVERY for before, after in pairwise([*(fades.anchors[key] for key in fades.keys), timeline.total]))
+
+
+@given(cross_fades(), st.sampled_from(LONGEST))
 def test_what_has_to_be_encoded_anyway_is_not_woven(timeline: Timeline, longest: int) -> None:
     """There are at least as many pictures between the anchors as anchors; every image is in one of them."""
     fades = fades_of(timeline, longest)
