@@ -1,11 +1,13 @@
 """``stepwatch`` and ``python -m stepwatch``."""
 
-import contextlib
+import gc
 import os
 import signal
 import sys
 
 INTERRUPTED = 130
+GARBAGE = 50_000
+"""Containers that come to be before those are looked for that nobody refers to."""
 
 
 def main() -> None:
@@ -21,19 +23,38 @@ def main() -> None:
         # What people and completion ask for most needs no more than this; the command line says the very same.
         sys.stdout.write(f"stepwatch {__version__}\n" if sys.argv[1] == "--version" else overview.overview(overview.columns()))
         return
+    # Most of what a start makes stays; to look through it again and again for what could go would take a sixth of the time.
+    gc.set_threshold(GARBAGE)
     from stepwatch import cli
 
     try:
         cli.main()
     except SystemExit as end:
-        if end.code == INTERRUPTED:
-            # While Python winds up, a further Ctrl-C would end it by the signal: who asked for the end twice still gets the code of the first.
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.flush()
-            os._exit(INTERRUPTED)
-        raise
+        code = 0 if end.code is None else end.code
+        if not isinstance(code, int) or not (_flushed() or code == INTERRUPTED):
+            raise
+        leave(code)
+
+
+def leave(code: int) -> None:
+    """End the program at once.
+
+    Python would wind up for as long as it takes to read ten frames, and has nothing to tidy that is not tidied. Meanwhile a further Ctrl-C would end
+    it by the signal: who asked for the end twice still gets the code of the first.
+    """
+    os._exit(code)
+
+
+def _flushed() -> bool:
+    """Write out what was printed; whether all of it could be."""
+    written = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            written = False
+    return written
 
 
 if __name__ == "__main__":
