@@ -62,15 +62,19 @@ def render_argv(
     apple: bool = False,
     fragments: int | None = None,
     threads: int | None = None,
+    joined: bool = False,
 ) -> list[str]:
     """The argument list that turns the pixels of *plan* on stdin into the file *destination*.
 
     *metadata* is the path of an ffmetadata file, *palette* that of a gif's palette; progress comes on stdout. Where *fragments* is a descriptor, each
-    packet of a video goes there too as soon as it is made, in a container of the same kind that needs no end.
+    packet of a video goes there too as soon as it is made, in a container of the same kind that needs no end. *joined*: on stdin come the pictures of
+    a plan that are made apart, in their order (`apart_argv`).
     """
     import ffmpeg  # 4 MB, which a daemon that waits need not carry
 
-    if plan.indexed:
+    if joined and plan.codec.apart:
+        return _joined_argv(plan, ffmpeg_path=ffmpeg_path, destination=destination)
+    if joined:
         stream = _timed(_pixels(plan, "pal8", plan.timeline.feed_rate if plan.variable else plan.fps), plan)
     else:
         stream = _ready_source(plan) if plan.motion else _source(plan)
@@ -150,18 +154,35 @@ def palette_argv(plan: OutputPlan, *, ffmpeg_path: str, destination: str) -> lis
     return _compile(output, ffmpeg_path, files={DESTINATION: destination})
 
 
-def indexed_argv(plan: OutputPlan, *, ffmpeg_path: str, palette: str, part: int, parts: int) -> list[str]:
-    """The argument list that gives every picture of *plan* whose number leaves *part* when divided by *parts* the colours of *palette*.
+def apart_argv(plan: OutputPlan, *, ffmpeg_path: str, palette: str | None, part: int, parts: int) -> list[str]:
+    """The argument list that makes every picture of *plan* whose number leaves *part* when divided by *parts*.
 
-    Images on stdin; on stdout an index for each pixel, and the palette behind those of each picture (ffmpeg's ``pal8``).
+    Images on stdin. On stdout, where there is a *palette*, an index for each pixel, and the palette behind those of each picture (ffmpeg's ``pal8``);
+    else each picture as a file of its own.
     """
     import ffmpeg
 
     # Every image is read, wanted or not: that they were is counted.
     wanted = f"lt(n,{plan.pictures})*eq(mod(n,{parts}),{part})"
-    stream = _with_palette(_interpolated(_source(plan), plan).filter("select", wanted), plan)
-    options = {"c:v": "rawvideo", "f": "rawvideo", "pix_fmt": "pal8", "fps_mode": "passthrough"}
-    return _compile(ffmpeg.output(stream, "pipe:1", **options), ffmpeg_path, files={PALETTE: palette}, progress=False)
+    stream = _interpolated(_source(plan), plan).filter("select", wanted)
+    options = {"c:v": "rawvideo", "f": "rawvideo", "pix_fmt": "pal8"}
+    if palette is not None:
+        stream = _with_palette(stream, plan)
+    else:
+        options = {"c:v": plan.encoding.encoder, "f": "image2pipe", **dict(plan.encoding.options)}
+    output = ffmpeg.output(stream, "pipe:1", **options, fps_mode="passthrough")
+    return _compile(output, ffmpeg_path, files={PALETTE: palette or ""}, progress=False)
+
+
+def _joined_argv(plan: OutputPlan, *, ffmpeg_path: str, destination: str) -> list[str]:
+    """The argument list that puts pictures that are encoded already, each as a file of its own on stdin, into one."""
+    import ffmpeg
+
+    ticks = ticks_a_second(plan)
+    pictures = ffmpeg.input("pipe:0", protocol_whitelist="pipe", f=f"{plan.codec.stream}_pipe", framerate=str(ticks))
+    options = {"c": "copy", "f": plan.codec.muxer, "frames:v": str(plan.pictures), "map_metadata": "-1", **dict(plan.codec.muxer_options)}
+    options["bsf:v"] = f"setts=pts='{_shown_at(plan)}':dts='{_shown_at(plan)}'"
+    return _compile(ffmpeg.output(pictures["v"], DESTINATION, **options), ffmpeg_path, files={DESTINATION: destination})
 
 
 def _with_palette(stream: Any, plan: OutputPlan) -> Any:
@@ -356,11 +377,15 @@ def _timed(stream: Any, plan: OutputPlan) -> Any:
             stream = stream.filter("tpad", start=timeline.head, start_mode="clone", stop=timeline.tail + 2, stop_mode="clone")
         return stream
     ticks = ticks_a_second(plan)
+    return stream.filter("settb", f"{ticks.denominator}/{ticks.numerator}").filter("setpts", _shown_at(plan))
+
+
+def _shown_at(plan: OutputPlan) -> str:
+    """An expression for the tick at which picture N shows, where holds are longer times."""
+    timeline, ticks = plan.timeline, ticks_a_second(plan)
     step = ticks / (timeline.feed_rate if plan.variable else timeline.fps)
     head = ticks * timeline.head / timeline.fps
-    later = f"round({head.numerator}/{head.denominator}+N*{step.numerator}/{step.denominator})"
-    stream = stream.filter("settb", f"{ticks.denominator}/{ticks.numerator}")
-    return stream.filter("setpts", f"if(eq(N,0),0,{later})")
+    return f"if(eq(N,0),0,round({head.numerator}/{head.denominator}+N*{step.numerator}/{step.denominator}))"
 
 
 def ticks_a_second(plan: OutputPlan) -> Fraction:

@@ -1,11 +1,11 @@
-"""What makes the pictures between the images, of ``mci`` before they are encoded, of cross-fades afterwards; and what gives a palette's colours.
+"""What makes the pictures between the images, of ``mci`` before they are encoded, of cross-fades afterwards; and what shares out pictures.
 
 Theory of operation. For ``mci`` there is ffmpeg's ``minterpolate`` in several processes, or optical flow. ``minterpolate`` works in one thread, and
 nearly all of its time goes into the pictures that it makes, hardly any into the motion that it looks for. So every process gets all images, finds
 the same motion in them, and makes every n-th picture only: the rate it is asked for is an n-th of the output's, and shifted. Taken from one process
 after the other, the pictures are those that a single process would make, to the bit, and nothing has to be joined. `Flow` makes its pictures in
-threads of ours, for OpenCV lets them work side by side, and asks ffmpeg for the planes of the images only. `Indexed` has several ffmpegs look for
-the nearest colours of a palette, which takes nearly all of a gif's time, and shares out the pictures as for ``minterpolate``. `Woven` has an ffmpeg
+threads of ours, for OpenCV lets them work side by side, and asks ffmpeg for the planes of the images only. `Apart` shares out in the same way what
+can be finished picture by picture: those of a gif, whose time goes into the search for the nearest colours, and of a webp. `Woven` has an ffmpeg
 encode the ends of cross-fades, and `core.weaving` write what is between them: what it passes on is encoded already.
 
 All of them take images with ``write``, like the `Encoder` to which they pass on pictures, and a thread of their own does that. No more than a few
@@ -34,6 +34,7 @@ BYTES_A_PIXEL = 340
 """What one ``minterpolate`` keeps in memory for each pixel of a picture."""
 PALETTE_BYTES = 256 * 4
 """Bytes of a palette."""
+RIFF_HEAD = 8
 MOST_BYTES = 2 << 30
 """What all of them together may keep, if that allows for more than one."""
 
@@ -66,6 +67,7 @@ class Maker(ABC):
         self._plan = plan
         self._encoder = encoder
         self._count = count
+        self._size = size
         self._passed_on = 0
         self._failed: Filter | None = None
         self._error: StepwatchError | None = None
@@ -129,12 +131,16 @@ class Maker(ABC):
     def _by_turns(self) -> Iterator[tuple[bytes, int]]:
         """One picture from each ffmpeg after the other."""
         for number in range(self._count):
-            one = self._filters[number % len(self._filters)]
-            picture = one.read()
+            turn = number % len(self._filters)
+            picture = self._next(turn)
             if picture is None:
-                self._failed = one
+                self._failed = self._filters[turn]
                 return
             yield picture, 1
+
+    def _next(self, turn: int) -> bytes | None:
+        """The next picture of one of them; None when it has no more to give."""
+        return self._filters[turn].read()
 
     def _work(self) -> None:
         """Pass the pictures on to the encoder, until all are made or anything fails."""
@@ -187,8 +193,8 @@ class Parts(Maker):
         return self._by_turns()
 
 
-class Indexed(Maker):
-    """The colours of a palette, by several processes that share out the pictures among themselves."""
+class Apart(Maker):
+    """Pictures that can be finished each by itself, by several processes that share them out; *encoder* puts them together."""
 
     def __init__(
         self,
@@ -197,15 +203,33 @@ class Indexed(Maker):
         *,
         ffmpeg: str,
         stop: threading.Event,
-        palette: str,
+        palette: str | None,
         on_line: Callable[[str], None] | None = None,
     ) -> None:
         parts = min(processors(), plan.pictures)
-        commands = [graph.indexed_argv(plan, ffmpeg_path=ffmpeg, palette=palette, part=part, parts=parts) for part in range(parts)]
-        super().__init__(plan, encoder, commands, count=plan.pictures, size=plan.width * plan.height + PALETTE_BYTES, stop=stop, on_line=on_line)
+        commands = [graph.apart_argv(plan, ffmpeg_path=ffmpeg, palette=palette, part=part, parts=parts) for part in range(parts)]
+        size = None if palette is None else plan.width * plan.height + PALETTE_BYTES
+        self._rest = [bytearray() for _ in commands]
+        """What has come of each one's next picture."""
+        super().__init__(plan, encoder, commands, count=plan.pictures, size=size, stop=stop, on_line=on_line)
 
     def _pictures(self) -> Iterator[tuple[bytes, int]]:
         return self._by_turns()
+
+    def _next(self, turn: int) -> bytes | None:
+        if self._size is not None:
+            return super()._next(turn)
+        rest = self._rest[turn]
+        # A RIFF file says how long it is behind the eight bytes of its beginning.
+        while len(rest) < RIFF_HEAD or len(rest) < RIFF_HEAD + int.from_bytes(rest[4:RIFF_HEAD], "little"):
+            data = self._filters[turn].read()
+            if data is None:
+                return None
+            rest += data
+        end = RIFF_HEAD + int.from_bytes(rest[4:RIFF_HEAD], "little")
+        picture = bytes(rest[:end])
+        del rest[:end]
+        return picture
 
 
 class Flow(Maker):

@@ -365,6 +365,7 @@ class Passes:
                 metadata_path=draft.metadata,
                 palette=draft.palette,
                 threads=self._threads,
+                joined=self._apart(draft.plan),
             )
             label = draft.label if not draft.tries else f"{draft.label}, try {len(draft.tries) + 1}"
             work.append(_Work(draft=draft, argv=argv, label=label, witnessed=can_witness(draft.plan)))
@@ -461,14 +462,18 @@ class Passes:
         maker: motion.Maker | None = None
         if plan.fades:
             maker = motion.Woven(plan, encoder, threads=self._threads, **how)
-        elif plan.indexed:
-            maker = motion.Indexed(plan, encoder, palette=str(draft.palette), **how)
+        elif self._apart(plan):
+            maker = motion.Apart(plan, encoder, palette=str(draft.palette) if plan.codec.palette else None, **how)
         elif plan.motion:
             maker = (motion.Flow if plan.motion == "flow" else motion.Parts)(plan, encoder, **how)
         for argv in maker.commands if maker else ():
             self.commands.append(argv)
             self._say(f"{label}: {shlex.join(argv)}", level="debug")
         return maker
+
+    def _apart(self, plan: OutputPlan) -> bool:
+        """Whether several ffmpegs make the pictures of this output; not while a run goes on, for the processors are the host's."""
+        return plan.apart and not self._live
 
     def _start(self, work: _Work, stack: contextlib.ExitStack) -> _Feed:
         plan = work.draft.plan
@@ -598,6 +603,7 @@ def render_argv(
     metadata_path: Path | str | None,
     palette: Path | str | None,
     threads: int | None = None,
+    joined: bool = False,
 ) -> list[str]:
     """The arguments of the ffmpeg that makes the file of one output as it is planned now."""
     target: dict[str, Any] = {
@@ -609,7 +615,8 @@ def render_argv(
     }
     if draft.plan.fades:
         return graph.woven_argv(draft.plan, **target)
-    return graph.render_argv(draft.plan, **target, palette=str(palette) if palette and draft.plan.codec.palette else None, threads=threads)
+    target["palette"] = str(palette) if palette and draft.plan.codec.palette else None
+    return graph.render_argv(draft.plan, **target, threads=threads, joined=joined)
 
 
 def _positions(work: Sequence[_Work]) -> set[int]:

@@ -320,15 +320,16 @@ class Rendering:
     def _dry_run(self, plan: RenderPlan, facts: metadata.Facts) -> RunResult:
         outputs = []
         for draft in self._named(plan, facts):
-            argv = render_argv(
-                plan, draft, draft.folder / f"{draft.stem}{draft.plan.codec.suffix}", ffmpeg=self.ffmpeg, metadata_path="METADATA", palette="PALETTE"
-            )
+            path = draft.folder / f"{draft.stem}{draft.plan.codec.suffix}"
+            joined = draft.plan.apart
+            argv = render_argv(plan, draft, path, ffmpeg=self.ffmpeg, metadata_path="METADATA", palette="PALETTE", joined=joined)
             if draft.plan.fades:
                 self.commands.append(tuple(graph.anchors_argv(draft.plan, ffmpeg_path=self.ffmpeg)))
-            elif draft.plan.indexed:
-                self.commands.append(tuple(graph.indexed_argv(draft.plan, ffmpeg_path=self.ffmpeg, palette="PALETTE", part=0, parts=1)))
+            elif joined:
+                colours = "PALETTE" if draft.plan.codec.palette else None
+                self.commands.append(tuple(graph.apart_argv(draft.plan, ffmpeg_path=self.ffmpeg, palette=colours, part=0, parts=1)))
             self.commands.append(tuple(argv))
-            outputs.append(self._planned(draft, path=str(draft.folder / f"{draft.stem}{draft.plan.codec.suffix}")))
+            outputs.append(self._planned(draft, path=str(path)))
         phases = {Outcome.COMPLETE: "complete", Outcome.INTERRUPTED: "interrupted", Outcome.FAILED: "failed", Outcome.RUNNING: "recording"}
         phase = phases[self.run.sidecar.state] if self.run.sidecar else "stalled"
         return self._result(phase, f"planned only: {plan.reason}", tuple(outputs))

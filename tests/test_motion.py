@@ -175,25 +175,26 @@ def test_processes_are_as_many_as_processors_memory_and_pictures_allow(side: int
     assert motion.parts_for(cast(OutputPlan, plan), processors) == parts
 
 
-GIFS = {
+APART = {
     "none": ("timeline.interpolation=none", "timeline.duration=1s"),
     "blend": ("timeline.interpolation=blend", "timeline.duration=2s", "timeline.hold_last=1s"),
-    "constant": ("timeline.interpolation=none", "timeline.duration=1s", "outputs=[{codec: gif, constant_rate: true}]"),
+    "held at both ends": ("timeline.interpolation=none", "timeline.duration=1s", "timeline.hold_first=330ms", "timeline.hold_last=1s"),
     "dense": ("timeline.interpolation=blend", "timeline.duration=200ms"),
 }
 
 
 @pytest.mark.render
-@pytest.mark.parametrize("settings", GIFS.values(), ids=GIFS)
-def test_colours_found_by_several_processes_are_those_that_one_finds(
-    make_run: MakeRun, ffmpeg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+@pytest.mark.parametrize("codec", ["gif", "webp"])
+@pytest.mark.parametrize("settings", APART.values(), ids=APART)
+def test_what_several_processes_make_is_what_one_makes(
+    make_run: MakeRun, ffmpeg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], codec: str
 ) -> None:
     """To the byte, however the pictures come about and whether or not their number can be divided."""
     folder = make_run(steps=7, size=(50, 34))
     made = []
     for processors in (1, 2, 3):
         monkeypatch.setattr(motion, "processors", lambda count=processors: count)
-        result = render(folder, ffmpeg, f"outputs=[{{codec: gif, dir: {tmp_path / str(processors)}}}]", *settings)
+        result = render(folder, ffmpeg, f"outputs=[{{codec: {codec}, dir: {tmp_path / str(processors)}}}]", *settings)
         assert result.exit_code == 0, result
         (output,) = result.outputs
         assert output.path is not None

@@ -59,6 +59,8 @@ class Codec:
     """The container counts in ticks of its own: a hold is one picture with a long delay, not many equal ones."""
     moving: bool = False
     """A single picture would be a still image that knows no time: it is written twice."""
+    apart: bool = False
+    """Each picture is encoded by itself."""
     palette: bool = False
     """A pass over the images first finds the colours."""
     tolerance: float = 3.0
@@ -264,6 +266,7 @@ _TABLE = (
         fastest=100,
         largest=16383,
         moving=True,
+        apart=True,
         holds_by_delay=True,
         tolerance=4.0,
     ),

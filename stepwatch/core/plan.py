@@ -75,9 +75,9 @@ class OutputPlan:
         return self.variable or self.timeline.dense or self.motion is not None
 
     @property
-    def indexed(self) -> bool:
-        """Whether pictures get the colours of their palette before they are encoded: where each does by itself, several can at once."""
-        return self.codec.palette and self.dither.startswith("bayer") and self.motion is None
+    def apart(self) -> bool:
+        """Whether a picture can be finished without the others, so that several ffmpegs share them out, and one more puts them together."""
+        return self.motion is None and (self.codec.apart or self.dither.startswith("bayer"))
 
     def feed(self) -> Iterator[Mix]:
         """What is made of the images here, in order: the anchors of cross-fades, or what `Timeline.feed` gives."""
