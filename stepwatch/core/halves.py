@@ -1,4 +1,4 @@
-"""A cross-fade made of nothing but means: the plan for streams whose decoders mix two pictures half and half and in no other way (`av1`).
+"""A cross-fade made of nothing but means: the plan for streams whose decoders mix two pictures half and half and in no other way (`av1`, `vp9`).
 
 Theory of operation. The mean of two anchors lies halfway between them, the mean of that and an anchor at a quarter, and so on: whoever halves
 *depth* times reaches every multiple of 1/2^depth. A picture of the fade shows the multiple that is nearest to its place in time. Means that lead to
