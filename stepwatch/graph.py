@@ -267,16 +267,19 @@ def retimed_argv(plan: OutputPlan, pace: Pace, *, ffmpeg_path: str, source: str,
     codec = plan.codec
     last = max(plan.starts())
     ends = f"({plan.duration.numerator}/{plan.duration.denominator}/TB)"
-    paced = {ticks: _paced(ticks, pace) for ticks in ("PTS", "DTS", "(PTS+DURATION)")}
+    was, decoded, until = "PTS", "DTS", "(PTS+DURATION)"
+    if plan.fades and codec.timescale:
+        # Its times are rounded, and a steep pace would make more of that. It shows pictures as it decodes them, one by one at a constant rate.
+        was = decoded = f"(N*{_seconds(1 / plan.fps)}/TB)"
+        until = f"((N+1)*{_seconds(1 / plan.fps)}/TB)"
+    shows, decoded = _paced(was, pace), _paced(decoded, pace)
     # Only the last picture's own length is to be said; a container knows the others from what follows.
-    lasts = f"{paced['(PTS+DURATION)']}-{paced['PTS']}"
-    lasts = f"if(gte({paced['PTS']},{_seconds(last)}/TB-1),{ends}-{paced['PTS']},{lasts})"
+    lasts = f"if(gte({shows},{_seconds(last)}/TB-1),{ends}-{shows},{_paced(until, pace)}-{shows})"
     options = {"c": "copy", "f": codec.muxer, "map_metadata": "-1", **dict(codec.muxer_options)}
-    decoded = paced["DTS"]
     if plan.fades:
         # What shows last is decoded last and can wait until it shows, so that by the times of decoding, too, all ends when it should.
-        decoded = f"if(eq(N,{plan.pictures - 1}),{paced['PTS']},{decoded})"
-    options["bsf:v"] = f"setts=pts='{paced['PTS']}':dts='{decoded}':duration='{lasts}'"
+        decoded = f"if(eq(N,{plan.pictures - 1}),{shows},{decoded})"
+    options["bsf:v"] = f"setts=pts='{shows}':dts='{decoded}':duration='{lasts}'"
     # The ticks stay those of *source*: ffmpeg 5.1 tells the expressions those of the new file, while the times still count in the old ones.
     _allow_any_tag(options, plan, apple=apple)
     argv = _compile(ffmpeg.output(packets["v"], DESTINATION, **options), ffmpeg_path, files={DESTINATION: destination, SOURCE: source})

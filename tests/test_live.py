@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -32,6 +33,9 @@ SIZE = (48, 32)
 PLANNED = 6
 
 
+OTHERS = re.compile(r"eq\(mod\(n\\?,\d+\)\\?,[1-9]")
+
+
 class Ears:
     """Remembers what was said."""
 
@@ -49,8 +53,8 @@ class Ears:
 
     @property
     def encodes(self) -> int:
-        """ffmpegs that were given pixels."""
-        return sum("-f rawvideo -framerate" in sentence for sentence in self.said)
+        """ffmpegs that were given pixels; of several that share out the pictures of one animation, the first."""
+        return sum("-f rawvideo -framerate" in sentence and not OTHERS.search(sentence) for sentence in self.said)
 
     @property
     def thrown_away(self) -> str:
@@ -537,7 +541,7 @@ def test_a_cross_fade_gets_other_times_where_the_policy_says_so(stage: Any, code
     assert any(f"verified {output.frames} pictures, 1.500 s" in sentence for sentence in here.ears.said)
 
 
-@pytest.mark.parametrize("codec", ["h264", "h265"])
+@pytest.mark.parametrize("codec", ["h264", "h265", "av1", "vp9"])
 def test_a_cross_fade_that_never_came_ends_with_the_last_image_that_did(stage: Any, codec: str) -> None:
     """Images that begin between two pictures are seen in both of them; the last one that came, without its successor, by itself."""
     timeline = {**RETIME["timeline"], "duration": "1100ms", "fps": 30}
