@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 from stepwatch import status as sockets
 from stepwatch.encoder import find_ffmpeg
 from stepwatch.errors import StepwatchError
+from tests import ready
 
 # An installed program has its bytecode; without it each of the hundreds of processes that are started here would compile the package anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -141,7 +142,7 @@ class Daemon:
         self.watched = watched
         self.log_file = home / "daemon.log"
         self.service_file = home / "service.yaml"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | ready.Copy | None = None
         self.program: tuple[str, ...] = ("-m", "stepwatch")
         """What Python runs; a test may put a script of its own before the real thing."""
         home.mkdir(parents=True, exist_ok=True)
@@ -176,15 +177,16 @@ class Daemon:
 
     def run(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run another stepwatch command with the same receipts and socket."""
-        return subprocess.run(self.command(*arguments), env=self.environment, capture_output=True, text=True, timeout=timeout, check=False)
+        command = self.command(*arguments)
+        if ready.can_copy(self.environment):
+            code, out, err = ready.run(command[1:], env=self.environment, timeout=timeout)
+            return subprocess.CompletedProcess(command, code, out.decode(), err.decode())
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False)
 
     def start(self, *arguments: str, prefix: Iterable[str] = (), wait: bool = True) -> Daemon:
         """Start the daemon (``watch`` unless *arguments* say more), behind *prefix* such as strace; waits until it watches."""
-        with self.log_file.open("ab") as log:
-            before = log.tell()
-            self.process = subprocess.Popen(
-                [*prefix, *self.command("watch", *arguments)], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+        before = self.log_file.stat().st_size if self.log_file.exists() else 0
+        self.process = self._begin([*prefix], "watch", *arguments)
         if wait:
             self.wait_until(lambda: "watching " in self.log[before:] or self.process is None or self.process.poll() is not None)
             # Most tests speak of what it does when it has looked for the first time. One that cannot open a socket watches all the same.
@@ -192,6 +194,14 @@ class Daemon:
             while self.process.poll() is None and time.monotonic() < end and not self._has_looked():
                 time.sleep(0.02)
         return self
+
+    def _begin(self, prefix: list[str], *arguments: str) -> subprocess.Popen[bytes] | ready.Copy:
+        """Start a command that writes into the log; a Python of its own behind a prefix, else a copy of one that is there."""
+        command = self.command(*arguments)
+        with self.log_file.open("ab") as log, open(os.devnull, "rb") as nothing:
+            if not prefix and ready.can_copy(self.environment):
+                return ready.start(command[1:], env=self.environment, streams=(nothing.fileno(), log.fileno(), log.fileno()))
+            return subprocess.Popen([*prefix, *command], env=self.environment, stdin=nothing, stdout=log, stderr=log)
 
     def _has_looked(self) -> bool:
         with contextlib.suppress(StepwatchError):
@@ -230,17 +240,12 @@ class Daemon:
 
     def once(self, *, prefix: Iterable[str] = (), timeout: float = 60) -> int:
         """Run ``watch --once`` to its end, and return its exit code."""
-        with self.log_file.open("ab") as log:
-            done = subprocess.run(
-                [*prefix, *self.command("watch", "--once")],
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                timeout=timeout,
-                check=False,
-            )
-        return done.returncode
+        process = self._begin([*prefix], "watch", "--once")
+        try:
+            return process.wait(timeout)
+        finally:
+            process.kill()
+            process.wait()
 
     def end(self, number: int = signal.SIGTERM, *, timeout: float = 20) -> int:
         """Send a signal, and return the exit code."""

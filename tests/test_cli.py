@@ -28,6 +28,7 @@ from stepwatch import __version__, overview, system
 from stepwatch.cli import SEVERITY, cli, worst
 from stepwatch.cli import run as run_here
 from stepwatch.core.model import RunKey
+from tests import ready
 from tests.conftest import Daemon, MakeRun
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def stepwatch(tmp_path: Path) -> Stepwatch:
     """Run the program as a user does, with tmp_path as its folder."""
 
     def run(*arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Ended:
-        done = subprocess.run(command(*arguments), cwd=cwd or tmp_path, env=environment(env), capture_output=True, check=False)
+        done = ready.stepwatch(*map(str, arguments), cwd=cwd or tmp_path, env=environment(env))
         return Ended(code=done.returncode, out=done.stdout.decode(), err=done.stderr.decode())
 
     return run

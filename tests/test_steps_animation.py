@@ -13,7 +13,6 @@ import math
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,6 +24,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat, PngImagePlugin
 
 from stepwatch.encoder import capabilities
+from tests import ready
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "frames"
@@ -103,8 +103,7 @@ def render(tmp_path: Path) -> Stepwatch:
     """Call `stepwatch render` as a user does."""
 
     def run(*arguments: str | Path) -> Ended:
-        argv = [sys.executable, "-m", "stepwatch", "render", *map(str, arguments)]
-        done = subprocess.run(argv, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
+        done = ready.stepwatch("render", *map(str, arguments), cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
         return Ended(code=done.returncode, out=done.stdout.decode(), err=done.stderr.decode())
 
     return run
