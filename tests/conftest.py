@@ -314,5 +314,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names: Iterable[str] = getattr(item, "fixturenames", ())
         if "ffmpeg" in names or "each_ffmpeg" in names:
             item.add_marker("render")
+        if "each_ffmpeg" in names:
+            item.add_marker("both")
         if "daemon" in names:
             item.add_marker("daemon")
