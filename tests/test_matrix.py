@@ -6,9 +6,11 @@ import functools
 import json
 import math
 import re
+import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from collections.abc import Mapping, Sequence
@@ -187,8 +189,7 @@ def read(path: Path, codec: str, ffmpeg: str) -> Film:
     film = _by_pillow(path) if codec in PILLOW else _by_ffmpeg(path, ffmpeg)
     film.sizes = {picture.size for picture in film.pictures}
     if codec != "webp":
-        said = _run([ffmpeg, "-hide_banner", "-i", str(path)], check=False)[1].decode()
-        (film.about,) = (line for line in said.splitlines() if " Video: " in line)
+        film.about = film.about or _described(_run([ffmpeg, "-hide_banner", "-i", str(path)], check=False)[1])
         about = film.about.partition(" Video: ")[2]
         film.stream = re.split(r"[ ,]", about, maxsplit=1)[0]
         pixels = re.search(r", ((?:yuv|bgr|rgb|pal|gray)\w*)", about)
@@ -213,19 +214,21 @@ def _by_pillow(path: Path) -> Film:
     return Film(starts=[Fraction(0), *ends[:-1]], end=ends[-1], pictures=pictures)
 
 
-def packets(path: Path, ffmpeg: str) -> list[tuple[Fraction, Fraction]]:
+def _described(said: bytes) -> str:
+    """What an ffmpeg says of the one video stream that it opens; what it makes of it stands below that."""
+    return next(line for line in said.decode().splitlines() if " Video: " in line)
+
+
+def _packets(listed: bytes) -> list[tuple[Fraction, Fraction]]:
     """Start and length of every packet, in the order in which they show."""
-    lines = _run([ffmpeg, "-v", "error", "-i", str(path), "-c", "copy", "-f", "framecrc", "-"])[0].decode().splitlines()
+    lines = listed.decode().splitlines()
     base = Fraction(next(line.split(":")[1].strip() for line in lines if line.startswith("#tb 0")))
     parts = [line.split(",") for line in lines if not line.startswith("#")]
     return sorted((int(part[2]) * base, int(part[3]) * base) for part in parts)
 
 
-def decoded(path: Path, ffmpeg: str, *, matrix: str = "bt709") -> list[Image.Image]:
-    """Every picture of a video, whatever it says of its colours taken for *matrix*, limited range."""
-    argv = [ffmpeg, "-v", "error", "-i", str(path), "-fps_mode", "passthrough"]
-    argv += ["-vf", f"scale=in_color_matrix={matrix}:in_range=tv,format=rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
-    data = _run(argv)[0]
+def _pictures(data: bytes) -> list[Image.Image]:
+    """The pictures of a chain of PPM files."""
     pictures = []
     while data:
         header = re.match(rb"P6\s(\d+)\s(\d+)\s255\s", data)
@@ -245,8 +248,14 @@ def stated_length(path: Path, ffmpeg: str) -> Fraction:
 
 
 def _by_ffmpeg(path: Path, ffmpeg: str) -> Film:
-    listed = packets(path, ffmpeg)
-    film = Film(starts=[start for start, _ in listed], end=max(start + lasts for start, lasts in listed), pictures=decoded(path, ffmpeg))
+    """From one start of ffmpeg, which takes longer than all the rest: what it says, the packets, and the pictures (BT.709, limited range)."""
+    with tempfile.NamedTemporaryFile() as file:
+        argv = [ffmpeg, "-hide_banner", "-nostats", "-y", "-i", str(path), "-c", "copy", "-f", "framecrc", "-", "-fps_mode", "passthrough"]
+        argv += ["-vf", "scale=in_color_matrix=bt709:in_range=tv,format=rgb24", "-c:v", "ppm", "-f", "image2pipe", f"file:{file.name}"]
+        listed, said = _run(argv)
+        pictures = _pictures(file.read())
+    packets = _packets(listed)
+    film = Film(starts=[start for start, _ in packets], end=max(start + lasts for start, lasts in packets), pictures=pictures, about=_described(said))
     if path.suffix == ".webm" and abs(stated_length(path, ffmpeg) - film.end) > Fraction(1, 100):
         # ffmpeg 5.1 stores how long the last block lasts in the header only, and prints that in hundredths.
         film.end, film.vague = stated_length(path, ffmpeg), Fraction(1, 100)
@@ -381,8 +390,11 @@ def variant(name: str, mode: str, count: int, fps: Fraction = FPS) -> Case:
     return replace(case, **({} if name == "chosen" and count < 12 else VARIANTS[name]))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("count", NUMBERS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "count"),
+    # Three and twelve are like two as far as modes are concerned; all with all is in the whole product.
+    [(mode, count) for mode in MODES for count in NUMBERS if count not in (3, 12) or mode == "blend"],
+)
 def test_one_image_or_more_than_there_are_pictures(tmp_path: Path, ffmpeg: str, mode: str, count: int) -> None:
     """The length does not depend on the number of images, and first and last are there, from one image to more than fit."""
     case = variant("holds", mode, count)
@@ -391,8 +403,16 @@ def test_one_image_or_more_than_there_are_pictures(tmp_path: Path, ffmpeg: str, 
         check(path, codec, case, ffmpeg)
 
 
-@pytest.mark.parametrize("name", ["reverse", "pingpong", "chosen"])
-@pytest.mark.parametrize("mode", MODES)
+ORDERS = ("reverse", "pingpong", "chosen")
+# Which images come in which order is stepwatch's doing, and an older ffmpeg differs in how it mixes them: each order and each mode once with that.
+OLDER = (("none", "chosen"), ("none at a constant rate", "reverse"), ("blend", "pingpong"), ("mci", "chosen"))
+
+
+@pytest.mark.parametrize(
+    ("each_ffmpeg", "mode", "name"),
+    [*(("bundled", mode, name) for mode in MODES for name in ORDERS), *(("system", *pair) for pair in OLDER)],
+    indirect=["each_ffmpeg"],
+)
 def test_every_order_and_choice(tmp_path: Path, each_ffmpeg: str, mode: str, name: str) -> None:
     """Backwards, there and back, with frames left out: the count, the length and the images at their times are right."""
     case = variant(name, mode, 12)
@@ -400,8 +420,9 @@ def test_every_order_and_choice(tmp_path: Path, each_ffmpeg: str, mode: str, nam
     check(by_codec(render(folder, each_ffmpeg, *case.settings, case.outputs("h264")))["h264"], "h264", case, each_ffmpeg)
 
 
-@pytest.mark.parametrize("fps", RATES[1:], ids=str)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "fps"), [*((mode, RATES[1]) for mode in MODES), ("none at a constant rate", RATES[2]), ("blend", RATES[2])], ids=str
+)
 def test_every_rate(tmp_path: Path, ffmpeg: str, mode: str, fps: Fraction) -> None:
     """Film and television rates are kept exactly, in containers with fine ticks and with coarse ones."""
     case = variant("holds", mode, 12, fps)
@@ -651,10 +672,12 @@ HUNGRY = textwrap.dedent(
 def peaks(folder: Path, count: int, *settings: str) -> dict[str, float]:
     """Peak resident MB of a process that renders *count* frames of 512x512, and of the largest ffmpeg it started."""
     folder.mkdir()
-    for number in range(count):
+    for number in range(20):
         image = Image.new("RGB", (512, 512), (number % 200, 80, 200 - number % 200))
         ImageDraw.Draw(image).rectangle((number * 7 % 480, 200, number * 7 % 480 + 30, 320), fill=(250, 240, 20))
         image.save(folder / f"{number:05d}.png", compress_level=1)
+    for number in range(20, count):
+        shutil.copyfile(folder / f"{number % 20:05d}.png", folder / f"{number:05d}.png")
     arguments = [word for setting in settings for word in ("--set", setting)]
     out = _run([sys.executable, "-c", HUNGRY, str(folder), *arguments])[0].decode().splitlines()
     measured: dict[str, float] = json.loads(out[-1])
@@ -662,9 +685,10 @@ def peaks(folder: Path, count: int, *settings: str) -> dict[str, float]:
     return measured
 
 
-@pytest.mark.parametrize("many", [1500, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("many", [700, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_memory_does_not_grow_with_the_number_of_frames(tmp_path: Path, ffmpeg: str, many: int) -> None:
     """Row 58: twenty frames or thousands, neither stepwatch nor ffmpeg takes more than a few tens of MB on top."""
+    # 700 that were kept would be 550 MB as they are decoded, and 275 as they are encoded.
     settings = ("timeline.fps_in=60", "timeline.fps=60", "outputs.0.quality=crf: 40")
     few = peaks(tmp_path / "few", 20, *settings)
     lots = peaks(tmp_path / "lots", many, *settings)
