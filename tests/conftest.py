@@ -134,6 +134,17 @@ QUICK_POLICY: Mapping[str, object] = {
 """An animation that costs next to nothing, under the name of its run."""
 
 
+HURRY = """
+import stepwatch.service, stepwatch.core.lifecycle, stepwatch.watcher
+stepwatch.service.FIRST_PAUSE = 0.2
+stepwatch.service.LONGEST_HOLD = 1.0
+stepwatch.service.LONGEST_PAUSE = 1.0
+stepwatch.core.lifecycle.FIRST_BACKOFF = 0.2
+stepwatch.watcher.ASLEEP_INTERVAL = 0.3
+"""
+"""Waits of a few tenths of a second where the real ones are of many: the numbers themselves are tested elsewhere."""
+
+
 class Daemon:
     """A real ``stepwatch watch`` in a process of its own, with a service file, receipts and a socket of its own."""
 
@@ -171,6 +182,12 @@ class Daemon:
         content = {"version": 1, "watch": entries, "policy": {**QUICK_POLICY, **policy}, "daemon": chosen}
         self.service_file.write_text(json.dumps(content), encoding="utf-8")
         self.service_file.chmod(0o600)
+
+    def prepare(self, *lines: str) -> None:
+        """Have its waits be short, and Python *lines* run in its process before it begins."""
+        script = self.home / "launch.py"
+        script.write_text("\n".join([HURRY, *lines, "from stepwatch.__main__ import main", "main()"]), encoding="utf-8")
+        self.program = (str(script),)
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, *self.program, "-c", str(self.service_file), *arguments]

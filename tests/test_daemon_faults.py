@@ -2,7 +2,7 @@
 
 What a fault does to one part is tested beside that part; here the whole daemon runs, in a process of its own, and the fault is real wherever
 the kernel lets a test make it: small disks, layers and limits in namespaces, errors injected by strace, signals. What it lets nobody make (a jump
-of the clock, a change between two calls) is put into the daemon's process before it starts, by `prepared`.
+of the clock, a change between two calls) is put into the daemon's process before it starts, by `Daemon.prepare`.
 
 | row | fault | where else, or only there |
 |---|---|---|
@@ -57,26 +57,12 @@ pytestmark = [
 
 NUMBERED = {"frames": {"pattern": "numbered"}}
 QUIET = {"detect": {"settle": "400ms", "stall": "600ms"}}
+SOON = {"detect": {"settle": "200ms", "stall": "600ms"}}
+"""For runs without a sidecar that are to be cleared, which takes ten times as long; they are whole before the daemon starts."""
 TRASH = {"cleanup": {"intermediates": "trash"}}
-HURRY = """
-import stepwatch.service, stepwatch.core.lifecycle, stepwatch.watcher
-stepwatch.service.FIRST_PAUSE = 0.2
-stepwatch.service.LONGEST_HOLD = 1.0
-stepwatch.service.LONGEST_PAUSE = 1.0
-stepwatch.core.lifecycle.FIRST_BACKOFF = 0.2
-stepwatch.watcher.ASLEEP_INTERVAL = 0.3
-"""
-"""Waits of a few tenths of a second where the real ones are of many: the numbers themselves are tested elsewhere."""
 
 
 # -- what a test needs of the daemon
-
-
-def prepared(daemon: Daemon, *lines: str) -> None:
-    """Have Python *lines* run in the daemon's process before the daemon does."""
-    script = daemon.home / "launch.py"
-    script.write_text("\n".join([HURRY, *lines, "from stepwatch.__main__ import main", "main()"]), encoding="utf-8")
-    daemon.program = (str(script),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +87,7 @@ def held_before(daemon: Daemon, module: str, function: str) -> Gate:
     """Have the daemon wait at a gate before it calls a function of its own."""
     gate = Gate(home=daemon.home / f"gate-{function}")
     gate.home.mkdir()
-    prepared(
-        daemon,
+    daemon.prepare(
         f"import os, time, {module}",
         f"def held(*arguments, original={module}.{function}, **named):",
         f"    open({str(gate.home / 'reached')!r}, 'w').close()",
@@ -326,7 +311,7 @@ def test_a_frame_that_is_being_written_is_waited_for(daemon: Daemon, make_run: M
 
 def test_a_writer_who_renames_shows_each_frame_once(daemon: Daemon, tmp_path: Path) -> None:
     """Row 5: temporary names, hidden or not, are no frames, and are not touched; what they are renamed to is one."""
-    daemon.configure({**NUMBERED, "detect": {"settle": "500ms"}, **TRASH})
+    daemon.configure({**NUMBERED, "detect": {"settle": "300ms"}, **TRASH})
     daemon.start()
     folder = daemon.watched / "renamed"
     folder.mkdir()
@@ -346,7 +331,7 @@ def test_a_writer_who_renames_shows_each_frame_once(daemon: Daemon, tmp_path: Pa
 
 def test_of_a_step_with_two_files_neither_is_cleared(daemon: Daemon, make_run: MakeRun) -> None:
     """Row 17: one of them is shown, always the same one, and told; both stay, the other frames go."""
-    daemon.configure({**NUMBERED, **QUIET, **TRASH})
+    daemon.configure({**NUMBERED, **SOON, **TRASH})
     folder = make_run(daemon.watched / "twins", sidecar=None)
     write_frame(folder / "00003.jpg", step=4)
     daemon.start()
@@ -365,7 +350,7 @@ def test_of_a_step_with_two_files_neither_is_cleared(daemon: Daemon, make_run: M
 
 def test_two_runs_in_one_folder_do_not_touch_one_another(daemon: Daemon) -> None:
     """Row 18: seeds 12 and 123 by turns in one folder; 12 is rendered and cleared while 123 is being written; then 123 is."""
-    daemon.configure({"frames": {"pattern": "(?P<step>[0-9]+)-(?P<run>[0-9]+)\\.png"}, **QUIET, **TRASH})
+    daemon.configure({"frames": {"pattern": "(?P<step>[0-9]+)-(?P<run>[0-9]+)\\.png"}, **SOON, **TRASH})
     place = daemon.watched / "flat"
     for number in range(5):
         write_frame(place / f"{number:05d}-12.png", step=number)
@@ -571,7 +556,7 @@ def test_no_inotify_to_be_had(daemon: Daemon, make_run: MakeRun, limited: Callab
 @pytest.mark.parametrize("limit", [14, 18, 22, 26, 40])
 def test_too_few_descriptors(daemon: Daemon, make_run: MakeRun, limit: int) -> None:
     """Row 33: with hardly a descriptor it ends with a sentence, pauses or polls; no attempt is used up, and with more it is as ever."""
-    prepared(daemon)
+    daemon.prepare()
     folder = make_run(daemon.watched / "one")
     daemon.start(prefix=["prlimit", f"--nofile={limit}:4096", "--"])
     assert daemon.process is not None
@@ -590,8 +575,7 @@ def test_too_few_descriptors(daemon: Daemon, make_run: MakeRun, limit: int) -> N
 def test_a_thread_that_hears_events_dies(daemon: Daemon, make_run: MakeRun) -> None:
     """Row 34: it is noticed and told, and what happens from then on is seen."""
     mark = daemon.home / "kill"
-    prepared(
-        daemon,
+    daemon.prepare(
         "import ctypes, os, threading, time",
         "def kill():",
         f"    while not os.path.exists({str(mark)!r}):",
@@ -601,6 +585,7 @@ def test_a_thread_that_hears_events_dies(daemon: Daemon, make_run: MakeRun) -> N
         "            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))",
         f"    os.unlink({str(mark)!r})",
         "threading.Thread(target=kill, daemon=True).start()",
+        "stepwatch.watcher.FIRST_REVIVAL = 1.5",
     )
     make_run(daemon.watched / "one")
     daemon.start()
@@ -673,7 +658,7 @@ def test_a_file_system_that_tells_nothing(daemon: Daemon, make_run: MakeRun, spa
 @pytest.mark.parametrize("how", ["deleted", "renamed"])
 def test_the_watched_folder_is_made_anew(daemon: Daemon, make_run: MakeRun, tmp_path: Path, how: str) -> None:
     """Row 38: the new folder is watched and locked; what happens in the old one is nobody's business; receipts stay."""
-    prepared(daemon)
+    daemon.prepare()
     make_run(daemon.watched / "one")
     daemon.start()
     published(daemon, "one.mp4")
@@ -706,8 +691,7 @@ def test_the_watched_folder_is_unmounted(daemon: Daemon, make_run: MakeRun, spac
     gate = Gate(home=daemon.home / "gate")
     gate.home.mkdir()
     gate.open()
-    prepared(
-        daemon,
+    daemon.prepare(
         "import os, time",
         "def told(self, folder, original=stepwatch.service.Service._tell_health):",
         f"    while not os.path.exists({str(gate.home / 'open')!r}):",
@@ -801,7 +785,7 @@ def test_the_output_folder_goes_away_while_a_run_is_rendered(
     daemon: Daemon, make_run: MakeRun, ffmpeg: str, space: Space, how: str, when: str
 ) -> None:
     """Row 41: the machine's fault: no attempt is used up, the folder pauses and says why, and goes on by itself; then there is one animation."""
-    prepared(daemon)
+    daemon.prepare()
     gate = held_ffmpeg(daemon, ffmpeg, when)
     folder = make_run(daemon.watched / "one")
     place = space.at(daemon.out)
@@ -857,7 +841,7 @@ def whole_size(daemon: Daemon) -> int:
 @pytest.mark.parametrize("row", ["42, while it is encoded", "43, at the very end", "44, no name left"])
 def test_a_full_disk_pauses_the_folder_until_there_is_room(daemon: Daemon, space: Space, row: str) -> None:
     """Rows 42, 43, 44: paused, told once, no attempt used up, nothing left or cleared; with room again it goes on by itself."""
-    prepared(daemon)
+    daemon.prepare()
     daemon.configure(TRASH)
     room = 4096
     if row.startswith("43"):
@@ -892,7 +876,7 @@ BUSY = "import stepwatch.ledger\nstepwatch.ledger.Ledger.open.__func__.__kwdefau
 
 def test_receipts_that_cannot_be_written(daemon: Daemon, make_run: MakeRun, space: Space) -> None:
     """Row 45: the state's disk is full while it watches: nothing is rendered or cleared; with room it goes on by itself."""
-    prepared(daemon)
+    daemon.prepare()
     daemon.configure(TRASH)
     daemon.environment["XDG_STATE_HOME"] = str(daemon.home / "disk")
     disk = space.disk(daemon.home / "disk", "size=2m,mode=700") / "stepwatch"
@@ -913,7 +897,7 @@ def test_receipts_that_cannot_be_written(daemon: Daemon, make_run: MakeRun, spac
 
 def test_receipts_that_somebody_holds(daemon: Daemon, make_run: MakeRun) -> None:
     """Row 45: another program has the database for itself: nothing is rendered meanwhile, and it goes on by itself."""
-    prepared(daemon, BUSY)
+    daemon.prepare(BUSY)
     daemon.configure(TRASH)
     daemon.start()
     with contextlib.closing(sqlite3.connect(daemon.state / "receipts.db", isolation_level=None)) as other:
@@ -939,7 +923,7 @@ def refused_run(daemon: Daemon, make_run: MakeRun, name: str) -> Path:
 @pytest.mark.parametrize("how", ["garbage", "newer"])
 def test_receipts_that_are_spoilt_while_it_watches(daemon: Daemon, make_run: MakeRun, how: str) -> None:
     """Row 45: set aside under a name that says why, told; what was rendered is not rendered again, and the next run is."""
-    prepared(daemon)
+    daemon.prepare()
     make_run(daemon.watched / "one")
     daemon.start()
     published(daemon, "one.mp4")
@@ -1009,7 +993,7 @@ def test_an_output_that_cannot_be_synced_is_not_published(daemon: Daemon, make_r
 
     strace counts the calls of each thread, so the first look whether the folders can be synced fails too: then nothing is cleared there.
     """
-    prepared(daemon)
+    daemon.prepare()
     daemon.configure(TRASH)
     Ledger.open(daemon.state / "receipts.db").close()  # Making it would be the first to sync.
     folder = make_run(daemon.watched / "one")
@@ -1026,7 +1010,7 @@ def test_an_output_that_cannot_be_synced_is_not_published(daemon: Daemon, make_r
 
 def test_a_frame_that_the_disk_does_not_give(daemon: Daemon, make_run: MakeRun, injecting: Callable[..., list[str]]) -> None:
     """Row 47: EIO at each read of a frame: the machine's fault at first, the run's after a few times; others go on; then it is quarantined."""
-    prepared(daemon)
+    daemon.prepare()
     daemon.configure(TRASH, max_attempts=2)
     folder = make_run(daemon.watched / "bad")
     before = names_in(folder)
@@ -1072,7 +1056,7 @@ def test_killed_while_feeding(daemon: Daemon, make_run: MakeRun, ffmpeg: str) ->
 
 def test_ffmpeg_killed_is_the_runs_fault(daemon: Daemon, make_run: MakeRun, ffmpeg: str) -> None:
     """Row 50: as when memory is short: tried again after a while, given up in the end, the others are rendered; `runs retry` begins anew."""
-    prepared(daemon)
+    daemon.prepare()
     daemon.configure(TRASH, max_attempts=3)
     scripted_ffmpeg(daemon, ffmpeg, ENCODES, f"if [ -e '{daemon.home}/kill' ]; then echo >> '{daemon.home}/kills'; kill -9 $$; fi")
     (daemon.home / "kill").touch()
@@ -1166,8 +1150,7 @@ def test_times_of_frames_that_are_far_off(daemon: Daemon, make_run: MakeRun, yea
 def test_the_wall_clock_jumps(daemon: Daemon, make_run: MakeRun, ffmpeg: str, jump: float) -> None:
     """Row 60: a year back or forward, or a summer's hour, between a failed try and the next, while another run is recorded: both are rendered."""
     offset = daemon.home / "offset"
-    prepared(
-        daemon,
+    daemon.prepare(
         "import os, time",
         "def shifted(real=time.time):",
         f"    return real() + ({jump} if os.path.exists({str(offset)!r}) else 0.0)",
@@ -1194,7 +1177,7 @@ def test_the_wall_clock_jumps(daemon: Daemon, make_run: MakeRun, ffmpeg: str, ju
 
 def test_a_suspend_makes_no_run_look_stalled(daemon: Daemon, make_run: MakeRun) -> None:
     """Row 61: daemon and writer stopped for longer than the stall limit: afterwards the run has as much time as if nothing had been."""
-    prepared(daemon, "stepwatch.service.LONGEST_TURN = 1.5", "stepwatch.service.MOMENT = 0.1")
+    daemon.prepare("stepwatch.service.LONGEST_TURN = 1.5", "stepwatch.service.MOMENT = 0.1")
     daemon.configure({"detect": {"stall": "2500ms", "settle": "300ms"}})
     folder = make_run(daemon.watched / "paused", steps=4, sidecar=None)
     say(folder, 6, state="running")
@@ -1227,8 +1210,7 @@ def test_a_long_gap_counts_for_a_moment() -> None:
 @pytest.mark.parametrize("offset", [-600.0, 600.0])
 def test_a_server_whose_clock_is_wrong(daemon: Daemon, make_run: MakeRun, offset: float) -> None:
     """Row 62: ten minutes before us or behind us, cookies and frames alike: a fresh run is not stalled, an old one is not fresh."""
-    prepared(
-        daemon,
+    daemon.prepare(
         "import os",
         "import stepwatch.watcher as watcher",
         f"watcher.Watcher.clock = lambda self, real=watcher.Watcher.clock: (found := real(self)) and found + {offset}",
@@ -1256,8 +1238,7 @@ def test_a_server_whose_clock_is_wrong(daemon: Daemon, make_run: MakeRun, offset
 
 def test_frames_that_never_look_the_same_twice(daemon: Daemon, make_run: MakeRun) -> None:
     """A file system that gives a file other numbers with each look: tried again and again, but ever more seldom."""
-    prepared(
-        daemon,
+    daemon.prepare(
         "import stepwatch.store as store",
         "store.is_unchanged = lambda folder, frame: False",
         "stepwatch.service.FIRST_PAUSE = 60.0",
@@ -1289,7 +1270,7 @@ def somebody(ffmpeg: str) -> Iterator[tuple[Daemon, tuple[str, ...]]]:
             os.chown(path, 65534, 65534)
         one.environment["HOME"] = str(one.home)
         prefix = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--")
-    prepared(one)
+    one.prepare()
     try:
         if prefix and subprocess.run([*prefix, *one.command("--version")], env=one.environment, capture_output=True, check=False).returncode != 0:
             pytest.skip("another user may not run this Python")

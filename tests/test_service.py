@@ -487,6 +487,7 @@ def test_the_service_file_is_taken_over_when_it_changes(daemon: Daemon, tmp_path
     """Row 64: folders come and go, workers change, a wrong edit is refused with file and line: all without a restart, by edit or SIGHUP."""
     second, third = tmp_path / "second", tmp_path / "third"
     second.mkdir()
+    daemon.prepare("stepwatch.service.CONFIG_CHECK = 0.2")
     daemon.start()
     assert daemon.process is not None
     record(second / "b", range(1, 5))
@@ -822,21 +823,21 @@ def looked(service: Service) -> dict[str, int] | None:
 
 def test_ready_does_not_wait_for_the_first_look_and_nor_do_runs(daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With many old runs to look at, a daemon is ready at once, tells how far it is, and renders a run that begins meanwhile before all of them."""
-    many(daemon, monkeypatch, 100)
+    many(daemon, monkeypatch, 50)
     monkeypatch.setattr("stepwatch.service.PING", 0.05)
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     with managed(str(tmp_path / "notify")) as manager, serving(daemon) as (service, _):
-        daemon.wait_until(lambda: (looked(service) or {}).get("found") == 102)
+        daemon.wait_until(lambda: (looked(service) or {}).get("found") == 52)
         record(daemon.watched / "old" / "new", range(1, 5))
         daemon.wait_until(lambda: daemon.animations() == ["new.mp4"])
         first = looked(service)
         assert first is not None
-        assert first["done"] < first["found"] == 103
+        assert first["done"] < first["found"] == 53
         assert manager.said[0] == "READY=1"
         daemon.wait_until(lambda: looked(service) is None)
-        assert service.snapshot()["active"] == 100
+        assert service.snapshot()["active"] == 50
         daemon.wait_until(lambda: manager.said[-1] == "WATCHDOG=1\nSTATUS=0 rendering, 0 waiting, 1 rendered")
-        said = [re.search(r"STATUS=first look: (\d+) of 10[23] folders; 0 rendering, 0 waiting, \d rendered", text) for text in manager.said]
+        said = [re.search(r"STATUS=first look: (\d+) of 5[23] folders; 0 rendering, 0 waiting, \d rendered", text) for text in manager.said]
         done = [int(found[1]) for found in said if found]
         assert len(done) > 3
         assert done == sorted(done)
@@ -1355,10 +1356,11 @@ def test_a_daemon_with_nothing_to_do_does_next_to_nothing(daemon: Daemon) -> Non
         facts = sidecar_for(folder, 2, names="{index:05d}.png", state="complete", size=(32, 24))
         (folder / "run.json").write_text(json.dumps(facts))
     put(daemon.service_file, json.dumps(content | {"policy": {"create": False}}))
+    daemon.prepare("stepwatch.watcher.SETTLING = 0.3")
     daemon.start()
     daemon.wait_until(lambda: daemon.status().get("active") == 300)
     assert daemon.process is not None
-    time.sleep(2.5)  # Watches are counted once after a scan.
+    time.sleep(0.8)  # Watches are counted once after a scan.
     before, spent = digests(daemon.watched) | digests(daemon.state), ticks(daemon.process.pid)
     time.sleep(5)
     after, spent = digests(daemon.watched) | digests(daemon.state), ticks(daemon.process.pid) - spent

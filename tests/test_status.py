@@ -250,8 +250,9 @@ def test_a_daemon_that_is_besieged_goes_on_with_its_work(daemon: Daemon, make_ru
         make_run(daemon.watched / "run")
         daemon.wait_until(lambda: daemon.animations() == ["run.mp4"])
         answers = [one.result() for one in asked]
+    judge = jsonschema.validators.validator_for(SCHEMA)(SCHEMA)
     for answer in answers:
-        jsonschema.validate(answer, SCHEMA)
+        judge.validate(answer)
     assert daemon.end() == 0
     assert not path.exists()
 
@@ -305,7 +306,7 @@ def test_two_daemons_of_one_user_are_both_shown(daemon: Daemon, tmp_path: Path, 
     other.environment = daemon.environment
     make_run(other.watched / "b")
     try:
-        other.start()
+        other.start(wait=False)  # Its socket has another name.
         daemon.wait_until(lambda: daemon.animations() == ["a.mp4"] and other.animations() == ["b.mp4"])
         assert other.process is not None
         said = json.loads(daemon.run("status", "--json").stdout)
@@ -323,6 +324,7 @@ def test_two_daemons_of_one_user_are_both_shown(daemon: Daemon, tmp_path: Path, 
 
 def test_a_folder_that_vanishes_is_asleep_and_says_why(daemon: Daemon) -> None:
     """A watched folder that is not there is shown as asleep, with the reason, until it is there again."""
+    daemon.prepare()
     daemon.start()
     away = daemon.watched.rename(daemon.watched.with_name("away"))
     # Nothing tells of a rename by itself; but whoever goes on writing there is still heard.
