@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from stepwatch import config, frames, graph, visit
-from stepwatch.core import boxes
+from stepwatch.core import boxes, fades, tuning
 from stepwatch.core.fades import fades_of
 from stepwatch.core.plan import OutputPlan, plan_render
 from stepwatch.core.result import RunResult
@@ -379,10 +379,13 @@ def test_an_encoder_that_dies_in_the_middle_of_a_picture_is_named(make_run: Make
 
 @pytest.mark.render
 @pytest.mark.parametrize("codec", CODECS)
-def test_hundreds_of_key_frames_are_woven(tmp_path: Path, ffmpeg: str, codec: str) -> None:
-    """An animation of a quarter of an hour has more of them than ffmpeg takes operators in a row."""
+@pytest.mark.parametrize(("every", "minutes"), [(60, 5), pytest.param(fades.KEYFRAME_EVERY, 15, marks=pytest.mark.slow)])
+def test_hundreds_of_key_frames_are_woven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ffmpeg: str, codec: str, every: int, minutes: int) -> None:
+    """A quarter of an hour has more of them than ffmpeg takes operators in a row; and five minutes have, where they are closer."""
+    for module in (fades, tuning):
+        monkeypatch.setattr(module, "KEYFRAME_EVERY", every)
     write_images(tmp_path / "run", 2, (64, 64))
-    settings = ("timeline.duration=15m", "timeline.hold_last=0s", "timeline.fps=30", f"outputs=[{{codec: {codec}}}]")
+    settings = (f"timeline.duration={minutes}m", "timeline.hold_last=0s", "timeline.fps=30", f"outputs=[{{codec: {codec}}}]")
     result = render(tmp_path / "run", ffmpeg, *settings)
     assert result.exit_code == 0, result.reason
-    assert result.outputs[0].frames == 27000
+    assert result.outputs[0].frames == minutes * 60 * 30
