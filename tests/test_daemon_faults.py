@@ -457,7 +457,7 @@ def test_what_stands_in_a_frames_place_holds_nobody_up(daemon: Daemon, make_run:
 def test_a_frame_that_changes_before_it_is_cleared_stays(daemon: Daemon, make_run: MakeRun, tmp_path: Path, how: str) -> None:
     """Rows 28, 30: another content with the old size and time, a link in its place, a second name elsewhere: it stays where it is, the others go."""
     gate = held_before(daemon, "stepwatch.trash", "clear")
-    daemon.configure(TRASH)
+    daemon.configure({**TRASH, "detect": {"settle": "300ms"}})
     folder = make_run(daemon.watched / "one")
     frame = folder / "00002.png"
     daemon.start()
@@ -528,6 +528,7 @@ def test_too_few_watches(daemon: Daemon, make_run: MakeRun, limited: Callable[[s
     """Row 32: ten folders and four watches, from the start or from later on: said once, with the remedy; every run is rendered all the same."""
     for number in range(before):
         make_run(daemon.watched / f"run{number}", steps=2)
+    daemon.prepare("stepwatch.watcher.SETTLING = 0.7")
     daemon.start(prefix=limited("max_inotify_watches", 4))
     names = [f"run{number}.mp4" for number in range(9)]
     daemon.wait_until(lambda: set(daemon.animations()) == set(names[:before]))
@@ -545,6 +546,7 @@ def test_too_few_watches(daemon: Daemon, make_run: MakeRun, limited: Callable[[s
 
 def test_no_inotify_to_be_had(daemon: Daemon, make_run: MakeRun, limited: Callable[[str, int], list[str]]) -> None:
     """Row 33: other programs have taken every instance: it polls, and says what to do."""
+    daemon.prepare("stepwatch.watcher.SHORTEST_POLL = 0.5")
     daemon.start(prefix=limited("max_inotify_instances", 0))
     daemon.wait_until(lambda: folder_said(daemon).get("state") == "polling")
     make_run(daemon.watched / "one")
@@ -642,6 +644,7 @@ def test_a_file_system_that_tells_nothing(daemon: Daemon, make_run: MakeRun, spa
     base = daemon.home / "layers"
     options = f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work"
     space.run("mount", "-t", "overlay", "overlay", "-o", options, daemon.watched)
+    daemon.prepare("stepwatch.watcher.SHORTEST_POLL = 0.5")
     daemon.start(prefix=space.prefix)
     daemon.wait_until(lambda: folder_said(daemon).get("state") == "polling")
     assert folder_said(daemon)["file_system"] == "overlay"

@@ -364,8 +364,24 @@ def look(film: Film, codec: str, case: Case) -> None:
 # -- the matrix
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("mode", MODES)
+# An older ffmpeg differs in what its encoders and containers make of times that are even and of others; where pictures come from is all one to them.
+BY_OLDER = (
+    {("none", codec) for codec in CODECS}
+    | {("blend", codec) for codec in CODECS}
+    | {(mode, codec) for mode in MODES for codec in ("h264", "vp9", "gif")}
+)
+
+
+@pytest.mark.parametrize(
+    ("each_ffmpeg", "mode", "codec"),
+    [
+        pytest.param(which, mode, codec, marks=[pytest.mark.slow] if which == "system" and (mode, codec) not in BY_OLDER else [])
+        for which in ("bundled", "system")
+        for mode in MODES
+        for codec in CODECS
+    ],
+    indirect=["each_ffmpeg"],
+)
 def test_every_codec_with_every_interpolation(tmp_path: Path, each_ffmpeg: str, codec: str, mode: str) -> None:
     """Number, times, length, size, pixels, colour tags and content are those of the timeline, whoever reads the file."""
     require(codec, each_ffmpeg)

@@ -1161,6 +1161,7 @@ def test_log_lines_for_the_journal_have_priorities(daemon: Daemon) -> None:
     daemon.log_file.touch()
     facts = daemon.log_file.stat()
     daemon.environment = daemon.environment | {"JOURNAL_STREAM": f"{facts.st_dev}:{facts.st_ino}"}
+    daemon.prepare("stepwatch.service.CONFIG_CHECK = 0.2")
     daemon.start()
     published(daemon, "run.mp4")
     put(daemon.service_file, "nonsense")
