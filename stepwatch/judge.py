@@ -2,7 +2,8 @@
 
 Theory of operation. The timeline says what each picture should show, as a mix of two source images' thumbnails. Two things are held against that:
 
-* the mean difference, which may be no more than the encoder's loss explains (``Codec.tolerance``);
+* the mean difference, which may be no more than what the encoder's loss explains (``Codec.tolerance``), and how fine cross-fades are made
+  (``OutputPlan.off``);
 * the direction of the difference. Project it on the line from one image to the next: 0 is where the picture belongs, 1 is a whole image
   late, -1 one early. Loss is nearly at right angles to that line, so even images that differ by less than the loss are told apart: the
   displacement may be ``DISPLACED`` of the way and ``SLACK`` levels on top. Neighbours closer than that are the same picture to anybody.
@@ -196,6 +197,7 @@ class Judge:
         if not one or not other:
             raise refuse(f"picture {number} shows image {first + 1}, which was never given to ffmpeg")
         moving = self._plan.timeline.interpolation == "mci" and not mix.pure
+        off = MOTION if moving else float(self._plan.off)
         lines = []
         for place in self._neighbours(mix):
             neighbour = order[place]
@@ -206,7 +208,7 @@ class Judge:
             one=one,
             other=other,
             images=(Image.frombytes("L", (SIDE, SIDE), one), Image.frombytes("L", (SIDE, SIDE), other)),
-            allowed=self._tolerance + (MOTION * self._line(first, second).distance if moving else 0.0),
+            allowed=self._tolerance + (off * self._line(first, second).distance if off else 0.0),
             lines=lines,
         )
         self._stretch = key, made

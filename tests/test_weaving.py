@@ -209,6 +209,21 @@ def test_an_encoder_that_fails_publishes_nothing_and_says_why(make_run: MakeRun,
     assert not list((folder.parent / "animation").glob("*"))
 
 
+@pytest.mark.render
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("pictures", [15, 16, 22])
+def test_fades_between_black_and_white_hold(tmp_path: Path, ffmpeg: str, codec: str, pictures: int) -> None:
+    """A thirty-second of the greatest difference that there is: how finely a stream can fade is no fault of its file."""
+    (tmp_path / "run").mkdir()
+    for number in range(3):
+        Image.new("RGB", (256, 256), "white" if number % 2 else "black").save(tmp_path / "run" / f"{number}.png")
+    ears = Ears()
+    duration = f"timeline.duration={3 * pictures * 1000 // 30}ms"
+    result = render(tmp_path / "run", ffmpeg, duration, f"outputs=[{{codec: {codec}}}]", ears=ears)
+    assert result.exit_code == 0, ears.said
+    assert any("force_key_frames" in sentence for sentence in ears.said), "it was not woven"
+
+
 OTHERWISE = {
     "h264": ("keyint=infinite", "keyint=infinite:cabac=0"),
     "h265": ("bframes=0", "bframes=2"),

@@ -79,6 +79,11 @@ class OutputPlan:
         """Whether a picture can be finished without the others, so that several ffmpegs share them out, and one more puts them together."""
         return self.motion is None and (self.codec.apart or self.dither.startswith("bayer"))
 
+    @property
+    def off(self) -> Fraction:
+        """Share of the way from one image to the next by which pictures of a cross-fade may be off their places, as they are made."""
+        return ANCHORS[self.encoding.encoder].off if self.fades else Fraction(0)
+
     def feed(self) -> Iterator[Mix]:
         """What is made of the images here, in order: the anchors of cross-fades, or what `Timeline.feed` gives."""
         return map(self.timeline.picture, self.fades.anchors) if self.fades else self.timeline.feed()

@@ -44,24 +44,28 @@ class Anchors:
     """In place of the same options of a quality, or in addition; one that is a list of parameters is added to."""
     finer: int = 0
     """By how much the quality's crf is lowered: where it saw all pictures, those of a cross-fade would refine the images before and behind."""
+    off: Fraction = Fraction(0)
+    """Share of the way from one to the next by which pictures between them may be off their places."""
     regular: bool = False
     """It takes no orders where to write key frames, but for every so many."""
 
 
 ANCHORS: Mapping[str, Anchors] = MappingProxyType(
     {
-        "libx264": Anchors(longest=avc.LONGEST_FADE, options=(("x264-params", "bframes=0:ref=1:keyint=infinite"),)),
+        "libx264": Anchors(longest=avc.LONGEST_FADE, options=(("x264-params", "bframes=0:ref=1:keyint=infinite"),), off=Fraction(1, 64)),
         "libx265": Anchors(longest=hevc.LONGEST_FADE, options=(("x265-params", hevc.PARAMS),)),
         "libvpx-vp9": Anchors(
             longest=vp9.LONGEST_FADE,
             options=(("error-resilient", "1"), ("auto-alt-ref", "0"), ("lag-in-frames", "0"), ("g", str(NEVER))),
             finer=3,
+            off=Fraction(1, 32),
         ),
         "libsvtav1": Anchors(
             longest=av1.LONGEST_FADE,
             # Beyond 10 it lets stand what changes by little, and below with these levels it refers to more pictures than can be kept.
             options=(("preset", "10"), ("svtav1-params", "pred-struct=1:hierarchical-levels=2:lookahead=0:scd=0:enable-tf=0:lp=1")),
             finer=10,
+            off=Fraction(1, 32),
             regular=True,
         ),
     }
