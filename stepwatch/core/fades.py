@@ -86,12 +86,19 @@ def _with_keys(anchors: list[int]) -> Fades:
 
 
 def _with_regular_keys(anchors: list[int]) -> Fades:
-    """The same, for an encoder that takes no orders: so many anchors that they cover no more than KEYFRAME_EVERY pictures anywhere."""
-    widest = max((after - before for before, after in pairwise(anchors)), default=1)
-    period = max(1, KEYFRAME_EVERY // widest)
+    """The same, for an encoder that takes no orders: from each to the next there are equally many anchors, as many as there can be."""
+    most = min(KEYFRAME_EVERY, max(len(anchors), 2))
+    return next(made for made in (_with_key_at_every(period, anchors) for period in range(most, 1, -1)) if made is not None)
+
+
+def _with_key_at_every(period: int, anchors: list[int]) -> Fades | None:
+    """None where that would be too seldom. It is not with two, for no anchors are as far apart as half of KEYFRAME_EVERY."""
     placed: list[int] = []
     for number in anchors:
         if placed and len(placed) % period == 0 and number > placed[-1] + 1:
             placed.append(placed[-1] + 1)
         placed.append(number)
+    begins = [*placed[::period], placed[-1] + 1]
+    if any(after - before > KEYFRAME_EVERY for before, after in pairwise(begins)):
+        return None
     return Fades(anchors=tuple(placed), keys=tuple(range(0, len(placed), period)), period=period)

@@ -78,6 +78,14 @@ def test_key_frames_that_nobody_can_order_come_every_so_many_anchors(timeline: T
     assert all(after - before <= KEYFRAME_EVERY for before, after in pairwise([*(fades.anchors[key] for key in fades.keys), timeline.total]))
 
 
+def test_a_long_hold_has_no_more_key_frames_elsewhere() -> None:
+    """20 images in 10 s, of which the last one stays for 5 s more: the far apart anchors of the hold say nothing about those of the fades."""
+    timeline = make_timeline(20, duration=Fraction(10), fps=Fraction(30), interpolation="blend", hold_last=Fraction(5))
+    fades = fades_of(timeline, LONGEST[0], regular=True)
+    assert fades is not None
+    assert [fades.anchors[key] for key in fades.keys] == [0, 241]
+
+
 @given(cross_fades(), st.sampled_from(LONGEST))
 def test_what_has_to_be_encoded_anyway_is_not_woven(timeline: Timeline, longest: int) -> None:
     """There are at least as many pictures between the anchors as anchors; every image is in one of them."""
