@@ -21,7 +21,13 @@ def main() -> None:
         from stepwatch import __version__, overview
 
         # What people and completion ask for most needs no more than this; the command line says the very same.
-        sys.stdout.write(f"stepwatch {__version__}\n" if sys.argv[1] == "--version" else overview.overview(overview.columns()))
+        said = f"stepwatch {__version__}\n" if sys.argv[1] == "--version" else overview.overview(overview.columns())
+        try:
+            sys.stdout.write(said)
+            sys.stdout.flush()
+        except OSError:  # Nobody reads on, or the disk is full: there is no better place to say so.
+            leave(1)
+        leave(0)
         return
     # Most of what a start makes stays; to look through it again and again for what could go would take a sixth of the time.
     gc.set_threshold(GARBAGE)

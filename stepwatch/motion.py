@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +34,8 @@ BYTES_A_PIXEL = 340
 PALETTE_BYTES = 256 * 4
 """Bytes of a palette."""
 RIFF_HEAD = 8
+BYTES_APART = 48
+"""What one ffmpeg keeps that makes pictures apart, of a palette's colours or as webp."""
 MOST_BYTES = 2 << 30
 """What all of them together may keep, if that allows for more than one."""
 
@@ -47,7 +48,7 @@ class Feed(Protocol):
     def finish(self) -> None: ...
 
 
-class Maker(ABC):
+class Maker:
     """Makes the pictures of one output out of its images, with the help of some ffmpegs. Use as a context manager.
 
     *encoder* takes *count* pictures when all goes well; *size* are the bytes of each that an ffmpeg gives, None: it gives something else.
@@ -124,12 +125,11 @@ class Maker(ABC):
         if self._passed_on < self._count:
             raise EncodeError(f"only {self._passed_on} of {self._count} pictures were made of the images", hint="run again with -v")
 
-    @abstractmethod
     def _pictures(self) -> Iterator[tuple[bytes, int]]:
-        """Every picture in its order, one or some at a time, with how many; ends early, with `_failed` set, when an ffmpeg has no more to give."""
+        """Every picture in its order, one or some at a time, with how many; ends early, with `_failed` set, when an ffmpeg has no more to give.
 
-    def _by_turns(self) -> Iterator[tuple[bytes, int]]:
-        """One picture from each ffmpeg after the other."""
+        Here: one from each after the other.
+        """
         for number in range(self._count):
             turn = number % len(self._filters)
             picture = self._next(turn)
@@ -185,12 +185,9 @@ class Parts(Maker):
         on_line: Callable[[str], None] | None = None,
         parts: int | None = None,
     ) -> None:
-        parts = parts or parts_for(plan, processors())
+        parts = parts or parts_for(plan, processors(), BYTES_A_PIXEL)
         commands = [graph.motion_argv(plan, ffmpeg_path=ffmpeg, part=part, parts=parts) for part in range(parts)]
         super().__init__(plan, encoder, commands, count=plan.timeline.pictures, size=_picture_size(plan), stop=stop, on_line=on_line)
-
-    def _pictures(self) -> Iterator[tuple[bytes, int]]:
-        return self._by_turns()
 
 
 class Apart(Maker):
@@ -206,15 +203,12 @@ class Apart(Maker):
         palette: str | None,
         on_line: Callable[[str], None] | None = None,
     ) -> None:
-        parts = min(processors(), plan.pictures)
+        parts = parts_for(plan, processors(), BYTES_APART)
         commands = [graph.apart_argv(plan, ffmpeg_path=ffmpeg, palette=palette, part=part, parts=parts) for part in range(parts)]
         size = None if palette is None else plan.width * plan.height + PALETTE_BYTES
         self._rest = [bytearray() for _ in commands]
         """What has come of each one's next picture."""
         super().__init__(plan, encoder, commands, count=plan.pictures, size=size, stop=stop, on_line=on_line)
-
-    def _pictures(self) -> Iterator[tuple[bytes, int]]:
-        return self._by_turns()
 
     def _next(self, turn: int) -> bytes | None:
         if self._size is not None:
@@ -323,10 +317,10 @@ class Woven(Maker):
                 yield b"".join(made), len(made)
 
 
-def parts_for(plan: OutputPlan, processors: int) -> int:
+def parts_for(plan: OutputPlan, processors: int, bytes_a_pixel: int) -> int:
     """Among how many processes the work is shared out: one for each processor, as far as memory and pictures go round."""
-    fitting = MOST_BYTES // (BYTES_A_PIXEL * plan.width * plan.height)
-    return max(1, min(processors, fitting, plan.timeline.pictures))
+    fitting = MOST_BYTES // (bytes_a_pixel * plan.width * plan.height)
+    return max(1, min(processors, fitting, plan.pictures))
 
 
 def processors() -> int:

@@ -29,7 +29,17 @@ from stepwatch.core.naming import printable
 from stepwatch.core.plan import OutputPlan, RenderPlan, output_size, plural, with_option
 from stepwatch.core.timeline import Mix
 from stepwatch.encoder import Encoder, wall_limit
-from stepwatch.errors import EncodeError, EnvironmentFault, FramesChangedError, Interrupted, RunError, SizeLimitError, StepwatchError, UnwovenError
+from stepwatch.errors import (
+    EncodeError,
+    EnvironmentFault,
+    FramesChangedError,
+    Interrupted,
+    RunError,
+    SizeLimitError,
+    StepwatchError,
+    UnwovenError,
+    VerifyError,
+)
 from stepwatch.verify import Evidence, Lister
 from stepwatch.witness import Witness, can_witness
 
@@ -511,13 +521,19 @@ class Passes:
         return decoded.image
 
     def _unwoven(self, draft: Draft) -> bool:
-        """Whether an encode has failed for what its encoder writes, which another version may do: then it gets another pass, and all pictures."""
-        if not isinstance(draft.error, UnwovenError):
+        """Whether cross-fades have failed for what their encoder writes, which another version may do: then it gets another pass, and all pictures.
+
+        An encoder may also let stand what changes by little from one anchor to the next, such as the end of a fade to black.
+        """
+        if not (draft.plan.fades and isinstance(draft.error, (UnwovenError, VerifyError))):
             return False
         self._say(f"{draft.label}: {draft.error.message}; all pictures are encoded instead", level="warning")
         if draft.temporary is not None:
             self._workspace.remove(draft.temporary)
-        draft.plan, draft.error, draft.temporary = draft.plan.unwoven(), None, None
+        if draft.best is not None:
+            self._workspace.remove(draft.best[0])
+        draft.tries.clear()
+        draft.plan, draft.error, draft.temporary, draft.best = draft.plan.unwoven(), None, None, None
         return True
 
     def _again(self, draft: Draft) -> bool:

@@ -1018,3 +1018,14 @@ def test_inspect_says_whether_frames_may_be_cleared(
     allowed = inspected(rendered, *trash)[1]
     assert allowed["allowed"] is False
     assert "rendered under a policy that keeps them" in str(allowed["reason"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_what_cannot_be_printed_is_no_traceback(argument: str, buffered: bool) -> None:
+    """A full disk, or a reader that is gone, gives an exit code and nothing else."""
+    environment = os.environ | ({} if buffered else {"PYTHONUNBUFFERED": "1"})
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-m", "stepwatch", argument], stdout=full, stderr=subprocess.PIPE, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")

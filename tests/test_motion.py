@@ -171,8 +171,8 @@ def test_a_stop_ends_every_process_at_once(make_run: MakeRun, ffmpeg: str, tmp_p
 )
 def test_processes_are_as_many_as_processors_memory_and_pictures_allow(side: int, pictures: int, processors: int, parts: int) -> None:
     """One for each processor, as long as all of them together do not take gigabytes."""
-    plan = SimpleNamespace(width=side, height=side, timeline=SimpleNamespace(pictures=pictures))
-    assert motion.parts_for(cast(OutputPlan, plan), processors) == parts
+    plan = SimpleNamespace(width=side, height=side, pictures=pictures)
+    assert motion.parts_for(cast(OutputPlan, plan), processors, motion.BYTES_A_PIXEL) == parts
 
 
 APART = {

@@ -308,15 +308,26 @@ LIES = (
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_of_either_ffmpeg_is_found_out(tmp_path: Path, ffmpeg: str, lie: str, codec: str) -> None:
-    """Whoever encodes the anchors, or puts the pictures into the file, does something else and says that all is well: nothing is published."""
-    write_images(tmp_path / "run", 5)
+    """Whoever encodes the anchors, or puts the pictures into the file, does something else and says that all is well.
+
+    Nothing is published, but for what shows at once that it is not the anchors: then all pictures are encoded, and those are what they should be.
+    """
+    images = write_images(tmp_path / "run", 5)
     program = tmp_path / "ffmpeg"
     program.write_text(LIAR.format(python=sys.executable, real=ffmpeg, lie=lie, width=SIZE[0], height=SIZE[1]))
     program.chmod(0o755)
-    result = render(tmp_path / "run", str(program), "timeline.duration=2s", "timeline.hold_last=0s", f"outputs=[{{codec: {codec}}}]")
+    ears = Ears()
+    result = render(tmp_path / "run", str(program), "timeline.duration=2s", "timeline.hold_last=0s", f"outputs=[{{codec: {codec}}}]", ears=ears)
     (output,) = result.outputs
-    assert (result.phase, output.path) == ("render-failed", None)
-    assert not list((tmp_path / "animation").glob("*"))
+    if lie in ("swaps two", "shows one twice"):
+        assert any("all pictures are encoded instead" in sentence for sentence in ears.said)
+        assert output.path is not None
+        timeline = make_timeline(5, duration=Fraction(2), fps=Fraction(30), interpolation="blend")
+        for number, picture in enumerate(seen(Path(output.path), ffmpeg)):
+            assert off(picture, mixed(images, timeline, number)) < 2 * LOSS, number
+    else:
+        assert (result.phase, output.path) == ("render-failed", None)
+        assert not list((tmp_path / "animation").glob("*"))
 
 
 def anchors_of(plan: OutputPlan, images: list[Image.Image], ffmpeg: str) -> bytes:

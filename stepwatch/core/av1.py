@@ -31,7 +31,7 @@ from stepwatch.core.bits import Reader, Unexpected, Writer
 from stepwatch.core.halves import AFTER, BEFORE, Mean, halved
 from stepwatch.core.symbols import WHOLE, Coder, Kind
 
-__all__ = ["LONGEST_FADE", "Unexpected", "Weaver"]
+__all__ = ["LARGEST", "LONGEST_FADE", "WIDEST", "Unexpected", "Weaver"]
 
 _DEPTH, _DEPTH_OF_LONG = 4, 5
 """Halvings; a picture is off by no more than a thirty-second of the difference of its anchors, and half of that in a long fade."""
@@ -61,7 +61,7 @@ _FEATURE_BITS = (9, 7, 7, 7, 7, 3, 0, 0)
 """Of what segments may differ in, with their signs (5.9.14)."""
 _LONGEST_HEADER = 256
 """Bytes that no picture's header has (5.9.2)."""
-_WIDEST_TILE, _LARGEST_TILE = 4096, 4096 * 2304
+WIDEST, LARGEST = 4096, 4096 * 2304
 """Samples; beyond, a picture is more than one (5.9.15)."""
 _MOST_TILES = 64
 """In each direction."""
@@ -599,11 +599,11 @@ class _Tiles:
         self.across, self.down = (-(-blocks // stream.superblock) for blocks in (stream.across, stream.down))
         """Superblocks; these are none."""
         size = 8 * stream.superblock
-        self._widest = _WIDEST_TILE // size
+        self._widest = WIDEST // size
         self.fewest_across = _halvings(self.across, self._widest)
         self.most_across = _halvings(min(self.across, _MOST_TILES))
         self.most_down = _halvings(min(self.down, _MOST_TILES))
-        self.fewest = max(self.fewest_across, _halvings(self.across * self.down, _LARGEST_TILE // size**2))
+        self.fewest = max(self.fewest_across, _halvings(self.across * self.down, LARGEST // size**2))
 
     def skip(self, reader: Reader) -> None:
         """Read which tiles there are."""

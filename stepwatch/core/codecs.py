@@ -188,17 +188,13 @@ _TABLE = (
         suffix=".mp4",
         muxer="mp4",
         stream="av1",
-        qualities={
-            "default": _svt(10, 43),
-            "classic": _aom(28),
-            "high": _svt(10, 24),
-            "small": _svt(8, 50),
-        },
+        qualities={"default": _svt(10, 43), "classic": _aom(28), "high": _svt(10, 24), "small": _svt(8, 50)},
         quality_option="crf",
         coarsest=63,
         finest=1,
         muxer_options=(("movflags", "+faststart"),),
         smallest=64,  # SVT-AV1 1.4 refuses less, newer ones do not.
+        largest=8704,  # Its pictures may be wider, but not higher.
     ),
     Codec(
         name="vp9",

@@ -1,9 +1,8 @@
-"""Which pictures of a cross-fade an encoder has to see, when the others are written without it (`avc`, `hevc`, `vp9`).
+"""Which pictures of a cross-fade an encoder has to see, when the others are written without it (`weaving`).
 
 Theory of operation. Between two images the animation goes in a straight line, picture by picture. Whoever knows both ends of a straight line knows
 all of it; so only the pictures at its ends, the *anchors*, are encoded. Where an image falls exactly on a picture, that picture is one. Where it
-falls between two, both are, for neither line reaches beyond its image. A line that is too long for how a
-stream makes fades gets anchors on its way.
+falls between two, both are, for neither line reaches beyond its image. A line that is too long for how a stream makes fades gets anchors on its way.
 
 A key frame refers to nothing, so that no fade may lead to it: it comes right behind another anchor.
 """
@@ -55,7 +54,8 @@ def fades_of(timeline: Timeline, longest: int, *, regular: bool = False) -> Fade
     for position in range(1, timeline.positions):
         begins = timeline.head + Fraction(position * timeline.pictures, timeline.positions)
         ends |= {math.floor(begins), math.ceil(begins)}
-    anchors = _filled(sorted(ends), longest)
+    # Between an anchor and the key frame that comes behind it there is no fade.
+    anchors = _filled(sorted(ends), min(longest, KEYFRAME_EVERY - 2))
     made = _with_regular_keys(anchors) if regular else _with_keys(anchors)
     return made if WORTH * len(made.anchors) <= timeline.total and len(made.keys) <= MOST_KEYS else None
 
@@ -92,13 +92,13 @@ def _with_regular_keys(anchors: list[int]) -> Fades:
 
 
 def _with_key_at_every(period: int, anchors: list[int]) -> Fades | None:
-    """None where that would be too seldom. It is not with two, for no anchors are as far apart as half of KEYFRAME_EVERY."""
+    """None where that would be too seldom. It is not with two, for no anchors are that far apart."""
     placed: list[int] = []
     for number in anchors:
         if placed and len(placed) % period == 0 and number > placed[-1] + 1:
             placed.append(placed[-1] + 1)
         placed.append(number)
-    begins = [*placed[::period], placed[-1] + 1]
-    if any(after - before > KEYFRAME_EVERY for before, after in pairwise(begins)):
-        return None
+        begun = placed[(len(placed) - 1) // period * period]
+        if number + 1 - begun > KEYFRAME_EVERY:
+            return None
     return Fades(anchors=tuple(placed), keys=tuple(range(0, len(placed), period)), period=period)

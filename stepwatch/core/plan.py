@@ -355,7 +355,7 @@ def plan_output(
     engine: Motion = "flow" if flow else "minterpolate"
     width, height = output_size(canvas, codec)
     fades = None
-    if can_weave(encoding) and not variable:
+    if can_weave(encoding, width, height) and not variable:
         anchors = ANCHORS[encoding.encoder]
         fades = fades_of(timeline, anchors.longest, regular=anchors.regular)
     return OutputPlan(

@@ -46,6 +46,10 @@ class Anchors:
     """By how much the quality's crf is lowered: where it saw all pictures, those of a cross-fade would refine the images before and behind."""
     off: Fraction = Fraction(0)
     """Share of the way from one to the next by which pictures between them may be off their places."""
+    widest: int = 1 << 16
+    """Pixels from side to side of what can be woven, at most."""
+    largest: int = 1 << 32
+    """Pixels in all."""
     regular: bool = False
     """It takes no orders where to write key frames, but for every so many."""
 
@@ -65,6 +69,8 @@ ANCHORS: Mapping[str, Anchors] = MappingProxyType(
             # Beyond 10 it lets stand what changes by little, and below with these levels it refers to more pictures than can be kept.
             options=(("preset", "10"), ("svtav1-params", "pred-struct=1:hierarchical-levels=2:lookahead=0:scd=0:enable-tf=0:lp=1")),
             finer=10,
+            widest=av1.WIDEST,
+            largest=av1.LARGEST,
             off=Fraction(1, 32),
             regular=True,
         ),
@@ -73,9 +79,10 @@ ANCHORS: Mapping[str, Anchors] = MappingProxyType(
 """For each encoder for which that is known."""
 
 
-def can_weave(encoding: Encoding) -> bool:
-    """Whether the encoder need see the ends of cross-fades only."""
-    return encoding.follows and encoding.encoder in ANCHORS
+def can_weave(encoding: Encoding, width: int, height: int) -> bool:
+    """Whether the encoder need see the ends of cross-fades only, in pictures of this size."""
+    anchors = ANCHORS.get(encoding.encoder)
+    return encoding.follows and anchors is not None and width <= anchors.widest and width * height <= anchors.largest
 
 
 def tuned(encoding: Encoding, timeline: Timeline, *, variable: bool, fades: Fades | None = None) -> Encoding:
