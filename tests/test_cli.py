@@ -1021,11 +1021,10 @@ def test_inspect_says_whether_frames_may_be_cleared(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
-@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("more", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "at once"])
 @pytest.mark.parametrize("argument", ["--help", "--version"])
-def test_what_cannot_be_printed_is_no_traceback(argument: str, buffered: bool) -> None:
+def test_what_cannot_be_printed_is_no_traceback(argument: str, more: dict[str, str]) -> None:
     """A full disk, or a reader that is gone, gives an exit code and nothing else."""
-    environment = os.environ | ({} if buffered else {"PYTHONUNBUFFERED": "1"})
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([sys.executable, "-m", "stepwatch", argument], stdout=full, stderr=subprocess.PIPE, env=environment, check=False)
+        done = subprocess.run([sys.executable, "-m", "stepwatch", argument], stdout=full, stderr=subprocess.PIPE, env=os.environ | more, check=False)
     assert (done.returncode, done.stderr) == (1, b"")
