@@ -329,11 +329,12 @@ def _read_webp(source: BinaryIO) -> dict[str, str]:
 
 def _tags_of_exif(data: bytes) -> dict[str, str]:
     image, details = parse_exif(data)
-    texts = exif_texts(data)
     marked, _, line = exif_text(image.get(_DOCUMENT_NAME)).partition(":")
     if marked != "stepwatch":
-        return texts
-    texts.pop("parameters", None)
+        return exif_texts(data)
+    # Ours say what they are; what they look like besides, a title that begins with "prompt:" or a description in braces, means nothing.
+    told = {"prompt": exif_text(image.get(_MODEL)), "workflow": exif_text(image.get(_MAKE))}
+    texts = {key: text.removeprefix(f"{key}:") for key, text in told.items() if text}
     return texts | _joined(user_comment(details.get(_USER_COMMENT)), line)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageSequence
 
@@ -125,6 +125,7 @@ def test_ffmpegs_own_files_take_tags(tmp_path: Path, ffmpeg: str, kind: Kind) ->
         st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40).map(metadata.clean).filter(bool),
     )
 )
+@example(tags={"title": "prompt:of nothing", "artist": "workflow:", "description": "{"})
 def test_any_clean_tags_survive(tags: dict[str, str]) -> None:
     """Whatever the texts are, in all three kinds."""
     with tempfile.TemporaryDirectory() as folder:
