@@ -140,13 +140,13 @@ def _measure_case(
     commands = {OURS: program.command(*_arguments(jobs[OURS], settings))}
     commands |= {peer.name: peer.command(jobs[peer.name]) for peer in case.others if peer.name not in missing}
     taken: dict[str, list[Measured]] = {name: [] for name in commands}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, command in commands.items():
             if name in missing:
                 continue
             jobs[name].out.unlink(missing_ok=True)
             try:
-                taken[name].append(measure(command, environment=program.environment))
+                taken[name].append(measure(command, environment=program.environment, memory=not number))
             except CommandFailedError as failed:
                 if name == OURS:
                     raise
