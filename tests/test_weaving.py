@@ -310,7 +310,7 @@ LIES = (
 def test_a_lie_of_either_ffmpeg_is_found_out(tmp_path: Path, ffmpeg: str, lie: str, codec: str) -> None:
     """Whoever encodes the anchors, or puts the pictures into the file, does something else and says that all is well.
 
-    Nothing is published, but for what shows at once that it is not the anchors: then all pictures are encoded, and those are what they should be.
+    Nothing is published; or, where the pictures show that they are not the planned ones, all are encoded, and those are what they should be.
     """
     images = write_images(tmp_path / "run", 5)
     program = tmp_path / "ffmpeg"
@@ -319,8 +319,9 @@ def test_a_lie_of_either_ffmpeg_is_found_out(tmp_path: Path, ffmpeg: str, lie: s
     ears = Ears()
     result = render(tmp_path / "run", str(program), "timeline.duration=2s", "timeline.hold_last=0s", f"outputs=[{{codec: {codec}}}]", ears=ears)
     (output,) = result.outputs
-    if lie in ("swaps two", "shows one twice"):
-        assert any("all pictures are encoded instead" in sentence for sentence in ears.said)
+    healed = any("all pictures are encoded instead" in sentence for sentence in ears.said)
+    assert healed or lie not in ("swaps two", "shows one twice")
+    if healed:
         assert output.path is not None
         timeline = make_timeline(5, duration=Fraction(2), fps=Fraction(30), interpolation="blend")
         for number, picture in enumerate(seen(Path(output.path), ffmpeg)):
